@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* All programs in one object, so that they share maps and types. */
 #include <linux/bpf.h>
-#include "lib/maps.h"
+#include <bpf/bpf_core_read.h>
+#include "from_uplink.c"
+#include "to_uplink.c"
+#include "from_endpoint.c"
+#include "to_endpoint.c"
+#include "to_bridge.c"
+#include "from_lo.c"
+#include "sweep.c"
+#include "post_bind.c"
 
-SEC("tc") int from_uplink(struct __sk_buff *skb) { return -1; }
-SEC("tc") int to_uplink(struct __sk_buff *skb) { return -1; }
-SEC("tc") int from_endpoint(struct __sk_buff *skb) { return -1; }
-SEC("tc") int to_endpoint(struct __sk_buff *skb) { return -1; }
-SEC("tc") int to_bridge(struct __sk_buff *skb) { return -1; }
-SEC("tc") int from_lo(struct __sk_buff *skb) { return -1; }
-SEC("tc") int sweep(struct __sk_buff *skb) { return 0; }
-SEC("cgroup/post_bind4") int post_bind4(struct bpf_sock *sk) { return 1; }
-SEC("cgroup/post_bind6") int post_bind6(struct bpf_sock *sk) { return 1; }
 char _license[] SEC("license") = "Dual BSD/GPL";
 
 /* bpf2go finds an enum in the debug information only if something has its type. */

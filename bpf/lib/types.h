@@ -291,6 +291,7 @@ struct config {
 	__u16 timeouts[6];		/* TIMEOUT_COUNT, ticks */
 	__u32 icmp_rate;		/* errors a second that we send */
 	__u32 sweep_ms;			/* between two ticks of the sweep */
+	__u32 slots;			/* entries of slots and free_slots */
 };
 
 /* Why a packet was dropped: the test's expectation, the metric's label and the

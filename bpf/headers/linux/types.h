@@ -16,8 +16,13 @@ typedef __u32 __be32;
 typedef __u64 __be64;
 typedef __u16 __sum16;
 typedef __u32 __wsum;
-typedef __u64 __aligned_u64 __attribute__((aligned(8)));
 #define __bitwise
+
+#define bool _Bool
+#define true 1
+#define false 0
+#define NULL ((void *)0)
+
 #define __aligned_u64 __u64 __attribute__((aligned(8)))
 
 #endif

@@ -1,0 +1,65 @@
+# bpfnet: `make demo` builds and runs the main job, `make test` installs what the
+# tests need and passes them all. Everything else: `make help`.
+
+CLANG ?= clang-19
+STRIP ?= llvm-strip-19
+
+# sudo drops the caller's PATH; Go is looked for where people put it.
+GO ?= $(shell command -v go 2>/dev/null || for d in /usr/local/go/bin /usr/lib/go/bin /usr/lib/go-1.2[5-9]/bin /snap/bin $(if $(SUDO_USER),~$(SUDO_USER)/go/bin ~$(SUDO_USER)/sdk/go*/bin ~$(SUDO_USER)/.local/go/bin); do [ -x $$d/go ] && echo $$d/go && break; done)
+
+export BPF2GO_CC = $(CLANG)
+export BPF2GO_STRIP = $(STRIP)
+export CGO_ENABLED = 0
+
+.PHONY: help all build demo test unit generate fmt vet lint check deps soak lab-shell bench verifier clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+all: build
+
+go-found:
+	@[ -n "$(GO)" ] || { echo "bpfnet: no Go found in PATH or the usual places; install Go 1.25 or newer, or say GO=/path/to/go" >&2; exit 1; }
+
+build: go-found ## the binary, ./bpfnet
+	$(GO) build -trimpath -o bpfnet ./cmd/bpfnet
+
+demo: build ## the main job, explained line by line; leaves nothing behind
+	./bpfnet demo
+
+test: deps go-found ## everything: unit, datapath, conformance, end to end (root)
+	$(GO) test -count=1 -p 1 -timeout 14m ./...
+
+unit: go-found ## the packages' own tests
+	$(GO) test -count=1 ./control/... ./maps/... ./loader/... ./cmd/...
+
+generate: ## bpf/*.c to loader/bpf_bpfel.{go,o}
+	$(GO) generate .
+
+fmt: ## gofmt
+	gofmt -l -w $$(git ls-files '*.go')
+
+vet: go-found
+	$(GO) vet ./...
+
+lint: go-found vet ## vet, staticcheck, gofmt
+	$(GO) tool staticcheck ./...
+	@out=$$($(dir $(GO))gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted: $$out" >&2; exit 1; }
+
+fresh: generate ## the committed objects are what the C gives
+	@git diff --exit-code --stat -- loader/bpf_bpfel.go loader/bpf_bpfel.o || { echo "generated code is stale: run make generate" >&2; exit 1; }
+
+deps: ## what the tests need, from Debian's or Ubuntu's packages
+	@sh scripts/deps
+
+verifier: ## verified instructions per program; the log where one is refused
+	$(GO) run ./tests/verifier $(PROG)
+
+lab-shell: build ## a shell in a host of its own: client, uplink, store, pins, cgroup
+	$(GO) run ./tests/lab/shell
+
+soak: deps build ## the long counts
+	BPFNET_SOAK=1 $(GO) test -count=1 -p 1 -timeout 80m ./tests/...
+
+clean: ## what building made
+	rm -f bpfnet

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * TC ingress of the host end of a veth: container to anything. What is not sent
+ * from the endpoint's own addresses is dropped; the rest goes to a peer, the host,
+ * a published port or the world, as the networks' policies say.
+ */
+#include "lib/flood.h"
+
+/* To a container, on the same network or another. Returns a reason. */
+static __noinline int decide_peer(struct scratch *s, __u32 network, __u32 rule, __u32 kind, __u32 flags)
+{
+	__u32 id = endpoint_of(network, &s->packet.daddr);
+	int err;
+
+	if (!id)
+		return REASON_NO_ENDPOINT;
+	begin(s, kind, flags);
+	err = aim(s, id, VERDICT_PEER);
+	if (!err)
+		err = aim_back(s, s->endpoint);
+	if (err)
+		return err;
+	refer_rule(&s->flow.rule, rule);
+	return enter_optional(s, s->endpoint);
+}
+
+/* On the same network: icc or a link. Returns the rule that allows it, or 0. */
+static __always_inline __u32 peer_rule(struct scratch *s, const struct network *n, __u32 id)
+{
+	struct link_key key = { .client = s->endpoint, .server = id, .port = s->packet.dport,
+				.proto = s->packet.proto };
+	__u32 *rule;
+
+	if (n->flags & NETWORK_ICC)
+		return s->network;
+	if (s->packet.kind != PACKET_FLOW || !opens(&s->packet))
+		return 0;
+	rule = bpf_map_lookup_elem(&links, &key);
+	return rule ? *rule : 0;
+}
+
+/* To a service of the host. Returns a reason. */
+static __noinline int decide_host(struct scratch *s)
+{
+	__u32 number = s->network;
+	struct network *n = bpf_map_lookup_elem(&networks, &number);
+	__u32 self = s->endpoint;
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &self);
+
+	if (!n || !e)
+		return REASON_UNKNOWN_ENDPOINT;
+	begin(s, FLOW_HOST, FLOW_OPTIONAL);
+	s->flow.verdict = VERDICT_HOST;
+	s->flow.ifindex = n->bridge;
+	s->flow.zone_twin = n->bridge;
+	mac_copy(s->flow.macs, n->mac);
+	mac_copy(s->flow.macs + 6, e->mac);
+	refer_rule(&s->flow.rule, number);
+	s->reply.verdict = VERDICT_EGRESS;
+	s->reply.ifindex = e->ifindex;
+	mac_copy(s->reply.macs, e->mac);
+	mac_copy(s->reply.macs + 6, n->mac);
+	return enter_optional(s, s->endpoint);
+}
+
+/* To a published port of this host, one's own included. Returns a reason. */
+static __noinline int decide_published(struct __sk_buff *skb, struct scratch *s, __u32 rule)
+{
+	__u32 number = s->network;
+	struct network *n = bpf_map_lookup_elem(&networks, &number);
+	int err;
+
+	if (!n)
+		return REASON_UNKNOWN_ENDPOINT;
+	if (!opens(&s->packet))
+		return REASON_NO_FLOW;
+	begin(s, FLOW_PUBLISHED, 0);
+	err = aim_publication(s, rule, s->packet.family, VERDICT_PEER);
+	if (!err)
+		err = aim_back(s, s->endpoint);
+	if (err)
+		return err;
+	if (s->flow.dst.id != s->endpoint) {
+		err = enter(s, s->flow.dst.id);
+		return err == REASON_NO_PORT ? REASON_TABLE_FULL : err;
+	}
+	/* Hairpin: a container does not answer itself, so the gateway asks. */
+	s->flow.saddr = s->packet.family == 4 ? n->gateway4 : n->gateway6;
+	return enter_with_port(skb, s, s->endpoint, 0);
+}
+
+/* To the world. Returns a reason. */
+static __noinline int decide_world(struct __sk_buff *skb, struct scratch *s)
+{
+	__u32 number = s->network;
+	struct network *n = bpf_map_lookup_elem(&networks, &number);
+	struct route *route = route_to(&s->packet.daddr);
+
+	if (!n)
+		return REASON_UNKNOWN_ENDPOINT;
+	if (n->flags & NETWORK_INTERNAL)
+		return REASON_INTERNAL;
+	if (!route || addr_link_local6(&s->packet.daddr))
+		return REASON_NO_ROUTE;
+	if (!opens(&s->packet))
+		return REASON_NO_FLOW;
+	begin(s, FLOW_MASQUERADE, FLOW_TTL);
+	aim_uplink(&s->flow, route, &s->packet.daddr);
+	if (aim_back(s, s->endpoint))
+		return REASON_NO_ENDPOINT;
+	refer_rule(&s->flow.rule, number);
+	if (!(n->flags & NETWORK_MASQUERADE) || (n->flags & NETWORK_ROUTED)) {
+		s->flow.kind = s->reply.kind = FLOW_ROUTED;
+		return enter(s, s->endpoint);
+	}
+	if (addr_zero(&route->source))
+		return REASON_NO_ROUTE;
+	s->flow.saddr = route->source;
+	return enter_with_port(skb, s, s->endpoint, 1);
+}
+
+/* Where a unicast packet with a tuple may go. Returns a reason. */
+static __always_inline int decide(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	__u32 number = s->network, other, rule, host;
+	struct network *n = bpf_map_lookup_elem(&networks, &number), *m;
+
+	if (!n)
+		return REASON_UNKNOWN_ENDPOINT;
+	host = host_addr(&p->daddr) || addr_equal(&p->daddr, &n->link_local);
+	if (host) {
+		if (n->flags & NETWORK_INTERNAL) {
+			if (!addr_equal(&p->daddr, &n->gateway4) && !addr_equal(&p->daddr, &n->gateway6) &&
+			    !addr_equal(&p->daddr, &n->link_local))
+				return REASON_INTERNAL;
+			return decide_host(s);
+		}
+		rule = publication(&p->daddr, p->dport, p->proto, p->family, 1);
+		if (rule && opens(p))
+			return decide_published(skb, s, rule);
+		return decide_host(s);
+	}
+	if (addr_link_local6(&p->daddr))
+		other = number;
+	else
+		other = network_of(&p->daddr);
+	if (other == number) {
+		__u32 id = endpoint_of(number, &p->daddr);
+
+		if (!id)
+			return REASON_NO_ENDPOINT;
+		rule = peer_rule(s, n, id);
+		if (!rule)
+			return REASON_ICC_DENIED;
+		return decide_peer(s, number, rule, FLOW_PEER, FLOW_OPTIONAL);
+	}
+	if (other) {
+		m = bpf_map_lookup_elem(&networks, &other);
+		if (!m || ((n->flags | m->flags) & (NETWORK_ISOLATE | NETWORK_INTERNAL)))
+			return REASON_ISOLATED;
+		return decide_peer(s, other, number, FLOW_ROUTED, FLOW_OPTIONAL | FLOW_TTL);
+	}
+	return decide_world(skb, s);
+}
+
+/* Unicast without a tuple: fragments, ICMP errors, other protocols. They stay
+ * on the network or go to the host. */
+static __noinline int pass_untracked(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	__u32 number = s->network, id;
+	struct network *n = bpf_map_lookup_elem(&networks, &number);
+
+	if (!n)
+		return drop(skb, REASON_UNKNOWN_ENDPOINT);
+	if (host_addr(&p->daddr) || addr_equal(&p->daddr, &n->link_local)) {
+		if ((n->flags & NETWORK_INTERNAL) && !addr_equal(&p->daddr, &n->gateway4) &&
+		    !addr_equal(&p->daddr, &n->gateway6) && !addr_equal(&p->daddr, &n->link_local))
+			return drop(skb, REASON_INTERNAL);
+		return hand_to_host(skb, n);
+	}
+	if (addr_link_local6(&p->daddr) || network_of(&p->daddr) == number) {
+		id = endpoint_of(number, &p->daddr);
+		if (!id)
+			return drop(skb, REASON_NO_ENDPOINT);
+		if (!(n->flags & NETWORK_ICC))
+			return drop(skb, REASON_ICC_DENIED);
+		return hand_to(skb, id);
+	}
+	if (network_of(&p->daddr))
+		return drop(skb, REASON_ISOLATED);
+	if (n->flags & NETWORK_INTERNAL)
+		return drop(skb, REASON_INTERNAL);
+	return drop(skb, p->kind == PACKET_FRAGMENT ? REASON_FRAGMENT : REASON_UNSUPPORTED);
+}
+
+/* Broadcast and multicast: to the host, and with icc on to all members. */
+static __noinline int spread(struct __sk_buff *skb, struct scratch *s)
+{
+	__u32 number = s->network;
+	struct network *n = bpf_map_lookup_elem(&networks, &number);
+
+	if (!n)
+		return drop(skb, REASON_UNKNOWN_ENDPOINT);
+	/* Group membership is between a host and its router (RFC 3376, 3810). */
+	if (s->packet.proto != IPPROTO_IGMP && !(s->packet.family == 6 && s->packet.kind == PACKET_ICMP &&
+	    (s->packet.icmp_type == ICMPV6_MLD2 ||
+	     (s->packet.icmp_type >= ICMPV6_MLD_FIRST && s->packet.icmp_type <= ICMPV6_MLD_LAST)))) {
+		if (n->flags & NETWORK_ICC)
+			flood_members(skb, number, s->endpoint);
+		else
+			drop(skb, REASON_ICC_DENIED);
+	}
+	return hand_to_host(skb, n);
+}
+
+static __noinline int from_endpoint_slow(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, slot, number;
+	struct device *device = bpf_map_lookup_elem(&devices, &ifindex);
+	struct endpoint *e;
+	struct network *n;
+	struct scratch *s;
+	struct packet *p;
+	int err;
+
+	if (!device || device->kind != DEVICE_ENDPOINT)
+		return drop(skb, REASON_UNKNOWN_ENDPOINT);
+	slot = device->id;
+	e = bpf_map_lookup_elem(&endpoints, &slot);
+	if (!e || e->ifindex != ifindex)
+		return drop(skb, REASON_UNKNOWN_ENDPOINT);
+	number = e->network;
+	n = bpf_map_lookup_elem(&networks, &number);
+	if (!n)
+		return drop(skb, REASON_UNKNOWN_ENDPOINT);
+	err = start(skb, &s, ifindex);
+	if (!s)
+		return drop(skb, REASON_ERROR);
+	s->endpoint = slot;
+	s->network = number;
+	p = &s->packet;
+	if (!mac_equal(p->src_mac, e->mac))
+		return drop(skb, REASON_SPOOFED_MAC);
+	if (err)
+		return drop(skb, err);
+	if (p->kind == PACKET_ARP)
+		return guard_arp(skb, s, e);
+	if (!p->family)
+		return drop(skb, REASON_UNSUPPORTED);
+	err = guard_source(p, e);
+	if (err)
+		return drop(skb, err);
+	if (p->family == 6 && p->kind == PACKET_ICMP) {
+		err = guard_nd(skb, s, e);
+		if (err != MISS)
+			return err;
+	}
+	if (dhcp_server(p) && !(e->flags & ENDPOINT_DHCP_SERVER))
+		return drop(skb, REASON_DHCP_SERVER);
+	if (addr_multicast(&p->daddr) || (p->family == 4 && (p->daddr.w[3] == 0xffffffff ||
+	    addr_equal(&p->daddr, &n->broadcast4))))
+		return spread(skb, s);
+	if (addr_loopback(&p->daddr))
+		return drop(skb, REASON_LOOPBACK);
+	if (addr_unspecified(&p->daddr))
+		return drop(skb, REASON_MALFORMED);
+	if (p->kind != PACKET_FLOW)
+		return pass_untracked(skb, s);
+	err = known(skb, s);
+	if (err != MISS)
+		return err;
+	err = decide(skb, s);
+	return err ? drop(skb, err) : first(skb, s);
+}
+
+SEC("tc")
+int from_endpoint(struct __sk_buff *skb)
+{
+	int ret = fast(skb, skb->ifindex, HOOK_ENDPOINT);
+
+	return ret != MISS ? ret : from_endpoint_slow(skb);
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * TC ingress of every uplink: world to host. Answers to masqueraded flows and
+ * packets for published ports go straight into the container; what is addressed
+ * to a container is dropped; everything else is the host's and passes untouched.
+ */
+#include "lib/slow.h"
+
+/* Routed networks: published container ports and ping are reached by the
+ * container's own address. Returns a reason. */
+static __noinline int decide_routed_in(struct scratch *s, __u32 network)
+{
+	struct packet *p = &s->packet;
+	struct network *n = bpf_map_lookup_elem(&networks, &network);
+	__u32 id = endpoint_of(network, &p->daddr), rule = 0;
+	struct route *route = route_to(&p->saddr);
+	int err;
+
+	if (!n || !(n->flags & NETWORK_ROUTED) || !id || !route || p->kind != PACKET_FLOW || !opens(p))
+		return REASON_DIRECT_ACCESS;
+	if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
+		struct link_key key = { .server = id, .port = p->dport, .proto = p->proto };
+		__u32 *open = bpf_map_lookup_elem(&links, &key);
+
+		if (!open)
+			return REASON_DIRECT_ACCESS;
+		rule = *open;
+	}
+	begin(s, FLOW_ROUTED, FLOW_TTL);
+	err = aim(s, id, VERDICT_PEER);
+	if (err)
+		return err;
+	refer_rule(&s->flow.rule, rule ? rule : network);
+	aim_uplink(&s->reply, route, &p->saddr);
+	s->flow.zone_twin = s->flow.ifindex;
+	s->reply.zone_twin = ZONE_WORLD;
+	return enter(s, id);
+}
+
+/* A published port: reached from the world. Returns a reason. */
+static __noinline int decide_published_in(struct scratch *s, __u32 rule)
+{
+	struct packet *p = &s->packet;
+	struct route *route;
+	int err;
+
+	if (addr_unspecified(&p->saddr) || addr_loopback(&p->saddr) || addr_multicast(&p->saddr) ||
+	    network_of(&p->saddr) || host_addr(&p->saddr))
+		return REASON_MARTIAN;
+	begin(s, FLOW_PUBLISHED, FLOW_TTL);
+	err = aim_publication(s, rule, p->family, VERDICT_PEER);
+	if (err)
+		return err;
+	route = route_to(&p->saddr);
+	if (!route)
+		return REASON_NO_ROUTE;
+	aim_uplink(&s->reply, route, &p->saddr);
+	s->reply.zone_twin = ZONE_WORLD;
+	err = enter(s, s->flow.dst.id);
+	/* The client's tuple is taken towards the server: as good as no flow. */
+	return err == REASON_NO_PORT ? REASON_TABLE_FULL : err;
+}
+
+static __noinline int from_uplink_slow(struct __sk_buff *skb)
+{
+	struct scratch *s;
+	struct packet *p;
+	__u32 rule, network;
+	int err;
+
+	err = start(skb, &s, ZONE_WORLD);
+	if (!s || err)
+		return PASS;
+	p = &s->packet;
+	if (!p->family)
+		return PASS;
+	err = known(skb, s);
+	if (err != MISS)
+		return err;
+	if (addr_loopback(&p->daddr))
+		return drop(skb, REASON_LOOPBACK);
+	network = network_of(&p->daddr);
+	if (network && !host_addr(&p->daddr)) {
+		err = decide_routed_in(s, network);
+		return err ? drop(skb, err) : first(skb, s);
+	}
+	if (p->kind != PACKET_FLOW || !opens(p))
+		return PASS;
+	rule = publication(&p->daddr, p->dport, p->proto, p->family, 0);
+	if (!rule || host_connected(skb, p))
+		return PASS;
+	err = decide_published_in(s, rule);
+	return err ? drop(skb, err) : first(skb, s);
+}
+
+SEC("tc")
+int from_uplink(struct __sk_buff *skb)
+{
+	int ret = fast(skb, ZONE_WORLD, HOOK_UPLINK);
+
+	return ret != MISS ? ret : from_uplink_slow(skb);
+}

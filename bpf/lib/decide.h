@@ -1,0 +1,436 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The decisions: what becomes of a packet that belongs to no flow yet. Each
+ * decide_* fills s->flow (this direction) and s->reply (the other), enters both
+ * as half-open, and returns 0, or an enum reason. Family-blind.
+ */
+#ifndef BPFNET_DECIDE_H
+#define BPFNET_DECIDE_H
+
+#include "deliver.h"
+
+#define BPF_TCP_ESTABLISHED 1
+#define PORT_TRIES 16			/* random ports, then */
+#define PORT_WALK 1024			/* so many in a row */
+
+static __always_inline __u32 host_addr(const struct addr *a)
+{
+	__u32 *ifindex = bpf_map_lookup_elem(&host_addrs, a);
+
+	return ifindex ? *ifindex : 0;
+}
+
+static __always_inline __u32 network_of(const struct addr *a)
+{
+	struct prefix key = { .prefixlen = 128, .addr = *a };
+	__u32 *id = bpf_map_lookup_elem(&subnets, &key);
+
+	return id ? *id : 0;
+}
+
+static __always_inline struct route *route_to(const struct addr *a)
+{
+	struct prefix key = { .prefixlen = 128, .addr = *a };
+
+	return bpf_map_lookup_elem(&routes, &key);
+}
+
+static __always_inline __u32 endpoint_of(__u32 network, const struct addr *a)
+{
+	struct endpoint_key key = { .addr = *a, .network = network };
+	__u32 *id = bpf_map_lookup_elem(&endpoint_addrs, &key);
+
+	return id ? *id : 0;
+}
+
+static __always_inline void refer_endpoint(struct ref *r, __u32 id)
+{
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &id);
+
+	r->id = id;
+	r->gen = e ? e->gen : 0;
+}
+
+static __always_inline void refer_rule(struct ref *r, __u32 id)
+{
+	struct rule *rule = bpf_map_lookup_elem(&rules, &id);
+
+	r->id = id;
+	r->gen = rule ? rule->gen : 0;
+}
+
+/* Precomputes what the checksums of a direction change by. */
+static __always_inline void seal(struct flow *f, const struct tuple *t)
+{
+	int out = f->flags & FLOW_TO_IPV4 ? 4 : f->flags & FLOW_TO_IPV6 ? 6 : t->family;
+	__u32 was = csum_addr_words(&t->saddr, t->family) + csum_addr_words(&t->daddr, t->family);
+	__u32 is = csum_addr_words(&f->saddr, out) + csum_addr_words(&f->daddr, out);
+
+	f->addr_delta = csum_delta(was, is);
+	f->port_delta = csum_delta((__u32)t->sport + t->dport, (__u32)f->sport + f->dport);
+	f->ip_delta = f->addr_delta;
+	if (f->flags & FLOW_TTL)
+		f->ip_delta = csum_fold((__u32)f->ip_delta + (__u16)~bpf_htons(0x0100));
+}
+
+/* s->flow starts as the packet itself, s->reply as its mirror image. */
+__noinline int begin(struct scratch *s, __u32 kind, __u32 flags)
+{
+	struct flow *f, *r;
+
+	if (!s)
+		return REASON_ERROR;
+	f = &s->flow;
+	r = &s->reply;
+	__builtin_memset(f, 0, sizeof(*f));
+	__builtin_memset(r, 0, sizeof(*r));
+	tuple_of(&s->tuple, &s->packet);
+	f->kind = r->kind = kind;
+	f->flags = flags;
+	r->flags = flags | FLOW_REPLY;
+	f->saddr = s->packet.saddr;
+	f->daddr = s->packet.daddr;
+	f->sport = s->packet.sport;
+	f->dport = s->packet.dport;
+	r->saddr = s->packet.daddr;
+	r->daddr = s->packet.saddr;
+	r->sport = s->packet.dport;
+	r->dport = s->packet.sport;
+	f->seen = r->seen = now();
+	f->mtu = r->mtu = 65535;
+	r->zone_twin = s->packet.zone;
+	if (s->endpoint) {
+		refer_endpoint(&f->src, s->endpoint);
+		r->dst = f->src;
+	}
+	return 0;
+}
+
+/* The flow goes to endpoint id, and what comes back starts there. */
+__noinline int aim(struct scratch *s, __u32 id, __u32 verdict)
+{
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &id);
+	__u32 number = e ? e->network : 0;
+	struct network *n = bpf_map_lookup_elem(&networks, &number);
+	struct flow *f;
+
+	if (!s || !e || !n || !e->ifindex)
+		return REASON_NO_ENDPOINT;
+	f = &s->flow;
+	f->verdict = verdict;
+	f->ifindex = e->ifindex;
+	f->mtu = e->mtu;
+	mac_copy(f->macs, e->mac);
+	mac_copy(f->macs + 6, n->mac);
+	refer_endpoint(&f->dst, id);
+	f->zone_twin = e->ifindex;
+	s->reply.src = f->dst;
+	return 0;
+}
+
+/* The reply goes back to the container that asked. */
+__noinline int aim_back(struct scratch *s, __u32 id)
+{
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &id);
+	__u32 number = e ? e->network : 0;
+	struct network *n = bpf_map_lookup_elem(&networks, &number);
+
+	if (!s || !e || !n)
+		return REASON_NO_ENDPOINT;
+	s->reply.verdict = VERDICT_PEER;
+	s->reply.ifindex = e->ifindex;
+	s->reply.mtu = e->mtu;
+	mac_copy(s->reply.macs, e->mac);
+	mac_copy(s->reply.macs + 6, n->mac);
+	return 0;
+}
+
+static __always_inline int aim_uplink(struct flow *f, const struct route *r, const struct addr *to)
+{
+	f->verdict = VERDICT_UPLINK;
+	f->ifindex = r->ifindex;
+	f->mtu = r->mtu;
+	f->nexthop = addr_zero(&r->nexthop) ? *to : r->nexthop;
+	f->zone_twin = ZONE_WORLD;
+	return 0;
+}
+
+static __noinline bool quota_left(__u32 owner)
+{
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner);
+	struct config *c = config();
+
+	return e && c && e->flows < c->quota;
+}
+
+/* Seals both directions and enters them. The reply's tuple must be final. */
+__noinline int enter(struct scratch *s, __u32 owner)
+{
+	struct flow *f, *r;
+	long err;
+
+	if (!s)
+		return REASON_ERROR;
+	f = &s->flow;
+	r = &s->reply;
+	if (!(f->flags & FLOW_OPTIONAL) && owner && !quota_left(owner))
+		return REASON_QUOTA;
+	f->owner = r->owner = owner;
+	r->rule = f->rule;
+	f->timeout = flow_timeout(f, s->packet.proto);
+	r->timeout = f->timeout;
+	twin_of(&s->twin, &s->tuple, f);
+	seal(f, &s->tuple);
+	seal(r, &s->twin);
+	err = flow_reserve(s);
+	if (err)
+		return err == -17 ? REASON_NO_PORT : REASON_TABLE_FULL;
+	if (put_half_open(&s->tuple, f, BPF_NOEXIST)) {
+		/* Another CPU decided on a packet of the same flow: its decision holds. */
+		if (find(&s->tuple)) {
+			struct flow *other = find(&s->tuple);
+
+			if (other && (other->sport != f->sport || !addr_equal(&other->saddr, &f->saddr)))
+				delete_half_open(&s->twin);
+			return 0;
+		}
+		delete_half_open(&s->twin);
+		return REASON_TABLE_FULL;
+	}
+	count(COUNTER_FLOW_NEW);
+	return 0;
+}
+
+/* A decision that can be taken again (icc, host) need not be the first: what
+ * stands in its way is a stale twin. */
+static __always_inline int enter_optional(struct scratch *s, __u32 owner)
+{
+	int err = enter(s, owner);
+
+	if (err == REASON_NO_PORT) {
+		struct flow *stale = find(&s->twin);
+
+		if (stale) {
+			struct tuple t = s->twin, other;
+
+			flow_end(&t, stale, &other);
+		}
+		err = enter(s, owner);
+	}
+	return err;
+}
+
+static __always_inline int proto_index(__u8 proto)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		return PROTO_TCP;
+	case IPPROTO_UDP:
+		return PROTO_UDP;
+	default:
+		return -1;
+	}
+}
+
+/* ports4/ports6 of a port, as they are: PORT_RULE | PORT_ADDRESSES. */
+__noinline __u32 slot_of_port(__u32 family, __u32 proto, __u32 port)
+{
+	int index = proto_index(proto);
+	__u32 key, *slot;
+
+	if (index < 0)
+		return 0;
+	key = index * PORTS + (port & 0xffff);
+	slot = family == 4 ? bpf_map_lookup_elem(&ports4, &key) : bpf_map_lookup_elem(&ports6, &key);
+	return slot ? *slot : 0;
+}
+
+/* The publication that a packet to addr:port is for, or 0. A publication on all
+ * addresses counts for the host's own only; local says that addr is known to be. */
+static __noinline __u32 publication(const struct addr *addr, __be16 port, __u32 proto, __u32 family,
+				    __u32 local)
+{
+	__u32 slot = slot_of_port(family, proto, bpf_ntohs(port)), *rule;
+
+	if (!slot)
+		return 0;
+	if (slot & PORT_ADDRESSES) {
+		struct port_key key = { .addr = *addr, .port = port, .proto = proto };
+
+		rule = bpf_map_lookup_elem(&ports_addr, &key);
+		if (rule)
+			return *rule;
+	}
+	if (!(slot & PORT_RULE) || (!local && !host_addr(addr)))
+		return 0;
+	return slot & PORT_RULE;
+}
+
+/* Chooses a port for s->flow's source address and enters the flow. Of masquerade's
+ * pool; a port that is published or that a socket of the host holds is passed
+ * over (RFC 4787 section 4.2.1: no overlap with the host's own). in_order takes
+ * them in turn, so that one is not used again before the server's TIME_WAIT is
+ * likely over; otherwise they are random (RFC 6056). */
+struct port_search {
+	struct __sk_buff *skb;
+	struct scratch *s;
+	__u32 owner;
+	__u32 start;
+	__u32 world;
+	__u32 result;
+	__u32 tries;
+};
+
+static __always_inline bool host_socket(struct __sk_buff *skb, const struct tuple *t)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__u32 size;
+
+	if (t->family == 4) {
+		tuple.ipv4.saddr = t->saddr.w[3];
+		tuple.ipv4.daddr = t->daddr.w[3];
+		tuple.ipv4.sport = t->sport;
+		tuple.ipv4.dport = t->dport;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, t->saddr.w, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, t->daddr.w, 16);
+		tuple.ipv6.sport = t->sport;
+		tuple.ipv6.dport = t->dport;
+		size = sizeof(tuple.ipv6);
+	}
+	if (t->proto == IPPROTO_TCP)
+		sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else if (t->proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		return false;
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+/* The index-th port of the pool, host order; 0: none. */
+static __always_inline __u32 pool_port(const struct config *c, __u32 index)
+{
+	int i;
+
+	for (i = 0; i < MAX_PORT_RANGES; i++) {
+		__u32 first = c->pool[i].first, size = c->pool[i].last - first + 1;
+
+		if (i >= c->pool_count)
+			return 0;
+		if (index < size)
+			return first + index;
+		index -= size;
+	}
+	return 0;
+}
+
+static long try_port(__u32 n, struct port_search *search)
+{
+	struct scratch *s = search->s;
+	struct config *c = config();
+	__u32 port, index, slot;
+	struct flow *other;
+	bool icmp;
+
+	if (!c || !c->pool_size)
+		return 1;
+	icmp = s->packet.proto == IPPROTO_ICMP || s->packet.proto == IPPROTO_ICMPV6;
+	if (search->world && n < PORT_TRIES)
+		index = bpf_get_prandom_u32() % c->pool_size;
+	else
+		index = (search->start + n) % c->pool_size;
+	port = pool_port(c, index);
+	if (!port)
+		return 1;
+	s->flow.sport = bpf_htons(port);
+	/* Published ports only if there is nothing else. */
+	if (!icmp && n + 64 < search->tries) {
+		slot = slot_of_port(s->packet.family, s->packet.proto, port);
+		if (slot)
+			return 0;
+	}
+	twin_of(&s->twin, &s->tuple, &s->flow);
+	other = find(&s->twin);
+	if (other) {
+		/* Both sides have closed it, and every other port was used since. */
+		if (search->world || n < PORT_TRIES || other->state != FLOW_CLOSING ||
+		    (other->flags & FLOW_LISTED))
+			return 0;
+		struct tuple t = s->twin, twin;
+
+		flow_end(&t, other, &twin);
+	}
+	if (search->world && host_socket(search->skb, &s->twin))
+		return 0;
+	search->result = enter(s, search->owner);
+	return search->result != REASON_NO_PORT;
+}
+
+struct cursor {
+	__u32 next;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cursor);
+} port_cursor SEC(".maps");
+
+__noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 owner, __u32 world)
+{
+	struct port_search search = { .skb = skb, .s = s, .owner = owner, .world = world,
+				      .result = REASON_NO_PORT, .tries = PORT_TRIES + PORT_WALK };
+	__u32 zero = 0;
+	struct cursor *cursor = bpf_map_lookup_elem(&port_cursor, &zero);
+
+	if (!s)
+		return REASON_ERROR;
+	if (world)
+		search.start = bpf_get_prandom_u32();
+	else if (cursor)
+		search.start = __sync_fetch_and_add(&cursor->next, 1);
+	bpf_loop(PORT_TRIES + PORT_WALK, try_port, &search, 0);
+	return search.result;
+}
+
+/* May this source use the publication? */
+static __always_inline bool source_allowed(const struct rule *rule, __u32 id, const struct addr *from)
+{
+	struct source_key key = { .prefixlen = 32 + 128, .rule = id, .addr = *from };
+
+	return !(rule->flags & RULE_SOURCES) || bpf_map_lookup_elem(&sources, &key);
+}
+
+/* Points s->flow at the server behind publication id. family is the one in
+ * which the container is reached. Returns a reason. */
+__noinline int aim_publication(struct scratch *s, __u32 id, __u32 family, __u32 verdict)
+{
+	struct rule *rule = bpf_map_lookup_elem(&rules, &id);
+	__u32 server;
+	struct endpoint *e;
+	int err;
+
+	if (!s || !rule || rule->kind != RULE_PUBLICATION)
+		return REASON_NO_ENDPOINT;
+	server = family == 4 ? rule->endpoint4 : rule->endpoint6;
+	e = bpf_map_lookup_elem(&endpoints, &server);
+	if (!server || !e)
+		return REASON_NO_ENDPOINT;
+	if (!source_allowed(rule, id, &s->packet.saddr))
+		return REASON_SOURCE_DENIED;
+	err = aim(s, server, verdict);
+	if (err)
+		return err;
+	s->flow.daddr = family == 4 ? e->ip4 : e->ip6;
+	s->flow.dport = bpf_htons(rule->port + (bpf_ntohs(s->packet.dport) - rule->host_port));
+	refer_rule(&s->flow.rule, id);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Carrying out what a flow entry says: rewrite in place, then redirect. Used by
+ * the fast path with constant offsets, and by the slow path for first packets.
+ */
+#ifndef BPFNET_DELIVER_H
+#define BPFNET_DELIVER_H
+
+#include "csum.h"
+#include "flow.h"
+
+/* skb->mark of what from_endpoint has passed. The kernel clears marks when a
+ * packet enters or leaves a network namespace, so no container can forge it. */
+#define MARK_PASSED 0x62706e66
+
+#define PACKET_HOST 0			/* include/uapi/linux/if_packet.h */
+#define AF_INET 2
+#define AF_INET6 10
+
+/* Source MAC of what comes back to lo from a container: lo's own packets have
+ * zeroes there. */
+#define LO_MARK 0x02
+
+static __always_inline __u8 ip_summed(struct __sk_buff *skb)
+{
+	struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
+
+	return BPF_CORE_READ_BITFIELD(kernel, ip_summed);
+}
+
+/* Is the packet too long for the way out? A GSO packet counts as its segments. */
+static __always_inline bool too_big(struct __sk_buff *skb, __u32 l4_end, __u32 mtu)
+{
+	if (skb->len - ETH_HLEN <= mtu)
+		return false;
+	if (!skb->gso_size)
+		return true;
+	return l4_end - ETH_HLEN + skb->gso_size > mtu;
+}
+
+/* Puts the new ports or query id, and the checksum that fits, into the
+ * transport header at l4. False when it does not lie before end. */
+static __always_inline bool rewrite_transport(struct __sk_buff *skb, void *l4, void *end, __u8 proto,
+					      __u8 family, __u8 summed, const struct flow *f)
+{
+	__u16 *check;
+
+	if (proto == IPPROTO_TCP) {
+		struct tcphdr *tcp = l4;
+
+		if ((void *)(tcp + 1) > end)
+			return false;
+		tcp->source = f->sport;
+		tcp->dest = f->dport;
+		check = &tcp->check;
+	} else if (proto == IPPROTO_UDP) {
+		struct udphdr *udp = l4;
+
+		if ((void *)(udp + 1) > end)
+			return false;
+		udp->source = f->sport;
+		udp->dest = f->dport;
+		if (!udp->check && summed != CHECKSUM_PARTIAL) {
+			if (summed == CHECKSUM_COMPLETE)
+				bpf_csum_update(skb, f->port_delta);
+			return true;
+		}
+		check = &udp->check;
+	} else {
+		struct icmphdr *icmp = l4;
+
+		if ((void *)(icmp + 1) > end)
+			return false;
+		icmp->id = f->sport | f->dport;
+		if (family == 4) {
+			icmp->checksum = csum_apply(icmp->checksum, f->port_delta);
+			return true;
+		}
+		check = &icmp->checksum;
+	}
+	if (summed == CHECKSUM_PARTIAL) {
+		/* The field holds the pseudo header's sum, not complemented. */
+		*check = csum_fold((__u32)*check + f->addr_delta);
+		return true;
+	}
+	*check = csum_apply(*check, csum_fold((__u32)f->addr_delta + f->port_delta));
+	if (proto == IPPROTO_UDP && !*check)
+		*check = 0xffff;
+	if (summed == CHECKSUM_COMPLETE && family == 4)
+		bpf_csum_update(skb, (__u16)~f->addr_delta);
+	return true;
+}
+
+static __always_inline bool rewrite4(struct __sk_buff *skb, struct iphdr *ip, void *l4, void *end,
+				     const struct flow *f)
+{
+	__u8 summed = ip_summed(skb);
+
+	if (!rewrite_transport(skb, l4, end, ip->protocol, 4, summed, f))
+		return false;
+	if (f->flags & FLOW_TTL)
+		ip->ttl--;
+	ip->check = csum_apply(ip->check, f->ip_delta);
+	ip->saddr = f->saddr.w[3];
+	ip->daddr = f->daddr.w[3];
+	return true;
+}
+
+static __always_inline bool rewrite6(struct __sk_buff *skb, struct ipv6hdr *ip, void *l4, void *end,
+				     __u8 proto, const struct flow *f)
+{
+	__u8 summed = ip_summed(skb);
+
+	if (!rewrite_transport(skb, l4, end, proto, 6, summed, f))
+		return false;
+	if (f->flags & FLOW_TTL) {
+		ip->hop_limit--;
+		if (summed == CHECKSUM_COMPLETE)
+			bpf_csum_update(skb, (__u16)~bpf_htons(1));
+	}
+	ip->saddr = f->saddr;
+	ip->daddr = f->daddr;
+	return true;
+}
+
+/* Sends a rewritten packet on its way; eth is its link-layer header. */
+static __always_inline int send(struct __sk_buff *skb, struct ethhdr *eth, const struct flow *f, __u8 family)
+{
+	struct bpf_redir_neigh next;
+
+	switch (f->verdict) {
+	case VERDICT_PEER:
+		__builtin_memcpy(eth, f->macs, 12);
+		/* Taken from another container it is PACKET_OTHERHOST, and stays so on older kernels. */
+		if (skb->pkt_type != PACKET_HOST)
+			bpf_skb_change_type(skb, PACKET_HOST);
+		return bpf_redirect_peer(f->ifindex, 0);
+	case VERDICT_UPLINK:
+		__builtin_memset(&next, 0, sizeof(next));
+		if (family == 4) {
+			next.nh_family = AF_INET;
+			next.ipv4_nh = f->nexthop.w[3];
+		} else {
+			next.nh_family = AF_INET6;
+			__builtin_memcpy(next.ipv6_nh, f->nexthop.w, 16);
+		}
+		skb->mark = MARK_PASSED;
+		return bpf_redirect_neigh(f->ifindex, &next, sizeof(next), 0);
+	case VERDICT_EGRESS:
+		__builtin_memcpy(eth, f->macs, 12);
+		return bpf_redirect(f->ifindex, 0);
+	case VERDICT_HOST:
+		__builtin_memcpy(eth, f->macs, 12);
+		return bpf_redirect(f->ifindex, BPF_F_INGRESS);
+	case VERDICT_LO:
+		__builtin_memset(eth, 0, 12);
+		eth->src[0] = LO_MARK;
+		return bpf_redirect(f->ifindex, BPF_F_INGRESS);
+	default:
+		return PASS;
+	}
+}
+
+/* [::1] to an IPv4-only container and back: the packet changes its family.
+ * Checksums: RFC 7915 section 4.4 and 5.4; the pseudo header's length and
+ * protocol words are equal in both families. */
+static __noinline int deliver_other_family(struct __sk_buff *skb, struct flow *f, __u32 proto)
+{
+	struct ethhdr eth;
+	union {
+		struct iphdr v4;
+		struct ipv6hdr v6;
+	} ip;
+	__u32 to4 = f->flags & FLOW_TO_IPV4, len = skb->len - ETH_HLEN, l4;
+	__be16 ports[2] = { f->sport, f->dport }, was[2];
+	void *data, *end;
+	__u64 udp = proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+
+	l4 = to4 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
+		return drop(skb, REASON_UNSUPPORTED);
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + l4, was, 4))
+		return drop(skb, REASON_MALFORMED);
+	__builtin_memset(&ip, 0, sizeof(ip));
+	if (bpf_skb_change_proto(skb, to4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6), 0))
+		return drop(skb, REASON_ERROR);
+	__builtin_memcpy(&eth, f->macs, 12);
+	if (to4) {
+		eth.proto = bpf_htons(ETH_P_IP);
+		ip.v4.version_ihl = 0x45;
+		ip.v4.ttl = 64;
+		ip.v4.frag_off = bpf_htons(0x4000);
+		ip.v4.protocol = proto;
+		ip.v4.tot_len = bpf_htons(len - sizeof(struct ipv6hdr) + sizeof(struct iphdr));
+		ip.v4.saddr = f->saddr.w[3];
+		ip.v4.daddr = f->daddr.w[3];
+		ip.v4.check = ~csum_fold(bpf_csum_diff(0, 0, (__be32 *)&ip.v4, sizeof(ip.v4), 0));
+		if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0) ||
+		    bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip.v4), 0))
+			return drop(skb, REASON_ERROR);
+		l4 = ETH_HLEN + sizeof(struct iphdr);
+	} else {
+		eth.proto = bpf_htons(ETH_P_IPV6);
+		ip.v6.version_class_flow = bpf_htonl(0x60000000);
+		ip.v6.payload_len = bpf_htons(len - sizeof(struct iphdr));
+		ip.v6.nexthdr = proto;
+		ip.v6.hop_limit = 64;
+		ip.v6.saddr = f->saddr;
+		ip.v6.daddr = f->daddr;
+		if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0) ||
+		    bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip.v6), 0))
+			return drop(skb, REASON_ERROR);
+		l4 = ETH_HLEN + sizeof(struct ipv6hdr);
+	}
+	__u32 check = l4 + (proto == IPPROTO_TCP ? 16 : 6);
+
+	bpf_l4_csum_replace(skb, check, 0, f->addr_delta, BPF_F_PSEUDO_HDR | udp);
+	if (was[0] != ports[0])
+		bpf_l4_csum_replace(skb, check, was[0], ports[0], 2 | udp);
+	if (was[1] != ports[1])
+		bpf_l4_csum_replace(skb, check, was[1], ports[1], 2 | udp);
+	if (bpf_skb_store_bytes(skb, l4, ports, 4, 0))
+		return drop(skb, REASON_ERROR);
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (data + ETH_HLEN > end)
+		return drop(skb, REASON_ERROR);
+	return send(skb, data, f, to4 ? 4 : 6);
+}
+
+/* The slow path's way out: any header length. */
+static __noinline int deliver(struct __sk_buff *skb, struct flow *f, __u32 family, __u32 proto, __u32 l4)
+{
+	void *data, *end;
+
+	if (f->verdict == VERDICT_STACK)
+		return PASS;
+	if (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6))
+		return deliver_other_family(skb, f, proto);
+	if (l4 > 255)
+		return drop(skb, REASON_UNSUPPORTED);
+	if (bpf_skb_pull_data(skb, l4 + (proto == IPPROTO_TCP ? 20 : 8)))
+		return drop(skb, REASON_MALFORMED);
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	l4 &= 0xff;
+	if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end &&
+	    (family == 6 || data + ETH_HLEN + sizeof(struct iphdr) > end))
+		return drop(skb, REASON_MALFORMED);
+	if (family == 4) {
+		if (data + ETH_HLEN + sizeof(struct iphdr) > end ||
+		    !rewrite4(skb, data + ETH_HLEN, data + l4, end, f))
+			return drop(skb, REASON_MALFORMED);
+	} else {
+		if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end ||
+		    !rewrite6(skb, data + ETH_HLEN, data + l4, end, proto, f))
+			return drop(skb, REASON_MALFORMED);
+	}
+	return send(skb, data, f, family);
+}
+
+#endif

@@ -1,0 +1,489 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The life of a flow. It is born half-open (two entries in half4/half6, an LRU),
+ * moves to flows4/flows6 when its initiator has proved itself, goes back to the
+ * LRU when both sides have closed, and dies by its timeout.
+ *
+ * TCP proves itself by the ACK that answers the responder's SYN-ACK; everything
+ * else by a second packet after an answer. An answer alone proves nothing: an
+ * open port answers every spoofed SYN.
+ */
+#ifndef BPFNET_FLOW_H
+#define BPFNET_FLOW_H
+
+#include "maps.h"
+#include "packet.h"
+#include "count.h"
+
+/* What a slow path works on. One per CPU: TC programs run with bottom halves off. */
+struct scratch {
+	struct packet packet;
+	struct tuple tuple;		/* of packet */
+	struct tuple twin;		/* of the other direction */
+	struct flow flow;		/* being made */
+	struct flow reply;
+	__u32 endpoint;			/* the sending container, or 0 */
+	__u32 network;			/* its network, or 0 */
+	__u8 bytes[96];			/* quoted in an ICMP error */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+static __always_inline struct scratch *scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratches, &zero);
+}
+
+static __always_inline struct config *config(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&settings, &zero);
+}
+
+static __always_inline __u32 now(void)
+{
+	return bpf_ktime_get_coarse_ns() >> 30;
+}
+
+static __always_inline void key4_of(struct key4 *key, const struct tuple *t)
+{
+	key->saddr = t->saddr.w[3];
+	key->daddr = t->daddr.w[3];
+	key->sport = t->sport;
+	key->dport = t->dport;
+	key->zone = t->zone;
+	key->proto = t->proto;
+	key->pad[0] = key->pad[1] = key->pad[2] = 0;
+}
+
+static __always_inline void key6_of(struct key6 *key, const struct tuple *t)
+{
+	key->saddr = t->saddr;
+	key->daddr = t->daddr;
+	key->sport = t->sport;
+	key->dport = t->dport;
+	key->zone = t->zone;
+	key->proto = t->proto;
+	key->pad[0] = key->pad[1] = key->pad[2] = 0;
+}
+
+static __noinline struct flow *find_established(const struct tuple *t)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_lookup_elem(&flows4, &key);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_lookup_elem(&flows6, &key);
+	}
+}
+
+static __noinline struct flow *find_half_open(const struct tuple *t)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_lookup_elem(&half4, &key);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_lookup_elem(&half6, &key);
+	}
+}
+
+static __always_inline struct flow *find(const struct tuple *t)
+{
+	struct flow *f = find_established(t);
+
+	return f ? f : find_half_open(t);
+}
+
+static __noinline long put_established(const struct tuple *t, const struct flow *f)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_update_elem(&flows4, &key, f, BPF_NOEXIST);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_update_elem(&flows6, &key, f, BPF_NOEXIST);
+	}
+}
+
+static __noinline long put_half_open(const struct tuple *t, const struct flow *f, __u64 flags)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_update_elem(&half4, &key, f, flags);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_update_elem(&half6, &key, f, flags);
+	}
+}
+
+static __noinline long delete_established(const struct tuple *t)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_delete_elem(&flows4, &key);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_delete_elem(&flows6, &key);
+	}
+}
+
+static __noinline long delete_half_open(const struct tuple *t)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_delete_elem(&half4, &key);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_delete_elem(&half6, &key);
+	}
+}
+
+static __always_inline void tuple_of(struct tuple *t, const struct packet *p)
+{
+	t->saddr = p->saddr;
+	t->daddr = p->daddr;
+	t->sport = p->sport;
+	t->dport = p->dport;
+	t->zone = p->zone;
+	t->proto = p->proto;
+	t->family = p->family;
+	t->pad[0] = t->pad[1] = 0;
+}
+
+/* The tuple in which the other direction of f arrives, f's own being t. */
+static __always_inline void twin_of(struct tuple *twin, const struct tuple *t, const struct flow *f)
+{
+	twin->saddr = f->daddr;
+	twin->daddr = f->saddr;
+	twin->sport = f->dport;
+	twin->dport = f->sport;
+	twin->zone = f->zone_twin;
+	twin->proto = t->proto;
+	twin->family = f->flags & FLOW_TO_IPV4 ? 4 : f->flags & FLOW_TO_IPV6 ? 6 : t->family;
+	twin->pad[0] = twin->pad[1] = 0;
+}
+
+static __always_inline bool endpoint_current(const struct ref *r)
+{
+	__u32 id = r->id;
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &id);
+
+	return e && e->gen == r->gen;
+}
+
+/* Do the endpoints and the rule behind f still say what they said? */
+static __always_inline bool flow_current(const struct flow *f)
+{
+	__u32 id = f->rule.id;
+	struct rule *rule;
+
+	if (!endpoint_current(&f->src) || !endpoint_current(&f->dst))
+		return false;
+	rule = bpf_map_lookup_elem(&rules, &id);
+	return rule && rule->gen == f->rule.gen;
+}
+
+static __always_inline bool flow_idle(const struct flow *f, __u32 tick)
+{
+	return tick - f->seen > f->timeout;
+}
+
+static __always_inline __u16 timeout(enum timeout_kind kind)
+{
+	struct config *c = config();
+	__u32 i = kind;
+
+	if (!c || i >= TIMEOUT_COUNT)
+		return 60;
+	return c->timeouts[i];
+}
+
+/* The timeout of a flow in the state it is in (RFC 4787 REQ-5, 5382 REQ-5, 5508 REQ-2). */
+static __always_inline __u16 flow_timeout(const struct flow *f, __u8 proto)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		return timeout(f->state == FLOW_ESTABLISHED ? TIMEOUT_TCP_ESTABLISHED :
+							      TIMEOUT_TCP_TRANSITORY);
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return timeout(TIMEOUT_ICMP);
+	default:
+		if (f->state != FLOW_NEW)
+			return timeout(TIMEOUT_UDP);
+		return timeout(f->kind == FLOW_PUBLISHED ? TIMEOUT_UDP_NEW_IN : TIMEOUT_UDP_NEW_OUT);
+	}
+}
+
+/* The sweep's list. A slot's family word is family + a count of its uses, so
+ * that of two who free it exactly one succeeds. */
+#define SLOT_FAMILY 7
+#define SLOT_USE 8
+
+static __always_inline void slot_free(__u32 index, __u32 word)
+{
+	struct slot *slot = bpf_map_lookup_elem(&slots, &index);
+	__u32 zero = 0;
+	struct sweeper *sweeper;
+
+	if (!slot || !(word & SLOT_FAMILY))
+		return;
+	if (__sync_val_compare_and_swap(&slot->family, word, (word & ~SLOT_FAMILY) + SLOT_USE) != word)
+		return;
+	bpf_map_push_elem(&free_slots, &index, BPF_ANY);
+	sweeper = bpf_map_lookup_elem(&sweepers, &zero);
+	if (sweeper)
+		__sync_fetch_and_sub(&sweeper->used, 1);
+}
+
+/* Lists the flow of t; false when the list, and so the table, is full. */
+static __noinline bool slot_take(const struct tuple *t, __u32 *index)
+{
+	__u32 zero = 0, i;
+	struct sweeper *sweeper = bpf_map_lookup_elem(&sweepers, &zero);
+	struct config *c = config();
+	struct slot *slot;
+
+	if (!sweeper)
+		return false;
+	if (bpf_map_pop_elem(&free_slots, &i)) {
+		if (!c || sweeper->fresh >= c->slots)
+			return false;
+		i = __sync_fetch_and_add(&sweeper->fresh, 1);
+		if (i >= c->slots)
+			return false;
+	}
+	slot = bpf_map_lookup_elem(&slots, &i);
+	if (!slot)
+		return false;
+	if (t->family == 4)
+		key4_of((struct key4 *)&slot->key, t);
+	else
+		key6_of(&slot->key, t);
+	slot->family = (slot->family & ~SLOT_FAMILY) + t->family;
+	__sync_fetch_and_add(&sweeper->used, 1);
+	*index = i;
+	return true;
+}
+
+static __always_inline void quota_add(__u32 owner, __s32 n)
+{
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner);
+
+	if (owner && e)
+		__sync_fetch_and_add(&e->flows, n);
+}
+
+/* Takes the established entries of f away; whoever deletes the initiator's
+ * entry gives back the slot and the quota. */
+static __noinline void flow_unlist(const struct tuple *t, const struct flow *f, const struct tuple *twin)
+{
+	const struct tuple *first = f->flags & FLOW_REPLY ? twin : t;
+	const struct tuple *second = f->flags & FLOW_REPLY ? t : twin;
+	__u32 index = f->slot, owner = f->owner;
+	struct slot *slot = bpf_map_lookup_elem(&slots, &index);
+	__u32 word = slot ? slot->family : 0;
+
+	if (!(f->flags & FLOW_LISTED))
+		return;
+	if (!delete_established(first)) {
+		quota_add(owner, -1);
+		slot_free(index, word);
+	}
+	delete_established(second);
+}
+
+/* Both directions are gone afterwards; f points into a table and is dead. */
+static __noinline void flow_end(const struct tuple *t, struct flow *f, struct tuple *twin)
+{
+	twin_of(twin, t, f);
+	if (f->flags & FLOW_LISTED) {
+		flow_unlist(t, f, twin);
+	} else {
+		delete_half_open(t);
+		delete_half_open(twin);
+	}
+}
+
+/* Both sides have closed: the flow waits out its time among the half-open, where
+ * pressure may evict it, and no longer counts against anybody. */
+static __noinline void flow_retire(struct tuple *t, struct flow *f, struct tuple *twin)
+{
+	struct scratch *s = scratch();
+	struct flow *other;
+
+	if (!s || !(f->flags & FLOW_LISTED))
+		return;
+	other = find_established(twin);
+	if (!other)
+		return;
+	s->flow = *f;
+	s->reply = *other;
+	s->flow.flags &= ~FLOW_LISTED;
+	s->reply.flags &= ~FLOW_LISTED;
+	s->flow.state = s->reply.state = FLOW_CLOSING;
+	put_half_open(t, &s->flow, BPF_ANY);
+	put_half_open(twin, &s->reply, BPF_ANY);
+	/* f and other may be freed by others from here on, but not reused before
+	 * the end of this program (RCU). */
+	flow_unlist(t, f, twin);
+	count(COUNTER_FLOW_CLOSED);
+}
+
+/* The initiator has proved itself. f is its half-open entry. */
+static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tuple *twin)
+{
+	struct flow *other = find_half_open(twin);
+	__u32 owner = f->owner, index = 0;
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner);
+	struct config *c = config();
+	__u8 proto = t->proto;
+
+	if (!other || !c)
+		return;
+	if (owner && e && e->flows >= c->quota)
+		return;
+	if (!slot_take(t, &index))
+		return;
+	f->state = other->state = FLOW_ESTABLISHED;
+	f->timeout = other->timeout = flow_timeout(f, proto);
+	f->slot = other->slot = index;
+	f->flags |= FLOW_LISTED;
+	other->flags |= FLOW_LISTED;
+	/* The reply first: who finds the initiator's entry finds both. */
+	if (!put_established(twin, other)) {
+		if (!put_established(t, f)) {
+			quota_add(owner, 1);
+			delete_half_open(t);
+			delete_half_open(twin);
+			count(COUNTER_FLOW_ESTABLISHED);
+			return;
+		}
+		delete_established(twin);
+	}
+	/* Another CPU was first, or memory is short: still half-open. */
+	f->flags &= ~FLOW_LISTED;
+	other->flags &= ~FLOW_LISTED;
+	struct slot *slot = bpf_map_lookup_elem(&slots, &index);
+	if (slot)
+		slot_free(index, slot->family);
+}
+
+/* Enters s->flow under s->tuple and s->reply under s->twin, half-open. The
+ * reply's tuple is the reservation: -EEXIST when somebody has it. */
+static __always_inline long flow_reserve(struct scratch *s)
+{
+	long err;
+
+	err = put_half_open(&s->twin, &s->reply, BPF_NOEXIST);
+	if (err)
+		return err;
+	if (find_established(&s->twin)) {
+		delete_half_open(&s->twin);
+		return -17; /* EEXIST */
+	}
+	return 0;
+}
+
+static __always_inline bool seq_within(__u32 seq, __u32 from, __u32 window)
+{
+	return seq - from <= window;
+}
+
+/* Follows the state of a flow by one packet. s->packet is it, s->tuple its
+ * tuple, f the entry, s->twin the twin's. May promote or retire the flow: f
+ * stays readable until the program ends. */
+static __noinline void flow_track(struct scratch *s, struct flow *f)
+{
+	__u8 flags = s->packet.tcp_flags, proto = s->packet.proto;
+	bool tcp = proto == IPPROTO_TCP, reply = f->flags & FLOW_REPLY;
+	struct flow *other;
+
+	if (tcp && (flags & (TCP_RST | TCP_FIN))) {
+		other = f->flags & FLOW_LISTED ? find_established(&s->twin) : find_half_open(&s->twin);
+		if (flags & TCP_FIN) {
+			f->flags |= FLOW_FIN;
+			if (other)
+				other->flags |= FLOW_FIN_TWIN;
+		}
+		if ((flags & TCP_RST) || (f->flags & FLOW_FIN_TWIN)) {
+			f->state = FLOW_CLOSING;
+			f->timeout = flow_timeout(f, proto);
+			if (other) {
+				other->state = FLOW_CLOSING;
+				other->timeout = f->timeout;
+			}
+		}
+		return;
+	}
+	if (f->state == FLOW_CLOSING) {
+		if ((f->flags & FLOW_FIN) && (f->flags & FLOW_FIN_TWIN)) {
+			if (f->flags & FLOW_LISTED)
+				flow_retire(&s->tuple, f, &s->twin);
+			return;
+		}
+		/* A reset that nobody obeyed (RFC 5961 section 3). */
+		f->state = f->flags & FLOW_LISTED ? FLOW_ESTABLISHED : FLOW_ANSWERED;
+		f->timeout = flow_timeout(f, proto);
+		return;
+	}
+	if (f->flags & FLOW_LISTED)
+		return;
+	if (reply) {
+		if (f->state != FLOW_NEW)
+			return;
+		if (tcp && !(f->flags & FLOW_OPTIONAL) && (flags & (TCP_SYN | TCP_ACK)) != (TCP_SYN | TCP_ACK))
+			return;
+		f->state = FLOW_ANSWERED;
+		f->timeout = flow_timeout(f, proto);
+		other = find_half_open(&s->twin);
+		if (other) {
+			other->state = FLOW_ANSWERED;
+			other->timeout = f->timeout;
+			other->expect = flags & TCP_SYN ? s->packet.seq + 1 : 0;
+		}
+		return;
+	}
+	if (f->state != FLOW_ANSWERED)
+		return;
+	if (tcp && !(f->flags & FLOW_OPTIONAL) &&
+	    (!(flags & TCP_ACK) || (flags & TCP_SYN) || !seq_within(s->packet.ack, f->expect, 0xffff)))
+		return;
+	flow_promote(&s->tuple, f, &s->twin);
+}
+
+#endif

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The slow path's common parts: start, a flow that is known, the first packet. */
+#ifndef BPFNET_SLOW_H
+#define BPFNET_SLOW_H
+
+#include "fast.h"
+#include "decide.h"
+#include "icmp.h"
+
+/* Parses into the scratch; *s is NULL or set. Returns a reason. */
+static __always_inline int start(struct __sk_buff *skb, struct scratch **s, __u32 zone)
+{
+	int err;
+
+	*s = scratch();
+	if (!*s)
+		return REASON_ERROR;
+	(*s)->endpoint = 0;
+	(*s)->network = 0;
+	err = parse(skb, &(*s)->packet);
+	(*s)->packet.zone = zone;
+	return err;
+}
+
+/* The address we speak from when f's packet cannot be forwarded. */
+static __always_inline void our_address(struct scratch *s, struct addr *from)
+{
+	__u32 id = s->network;
+	struct network *n = bpf_map_lookup_elem(&networks, &id);
+
+	*from = s->packet.daddr;
+	if (s->network && n)
+		*from = s->packet.family == 4 ? n->gateway4 : n->gateway6;
+}
+
+/* Sends the packet the way of f, its flow. */
+__noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
+{
+	struct packet *p;
+	struct addr from;
+	__u32 header;
+
+	if (!s || !f)
+		return DROP;
+	p = &s->packet;
+	header = p->l4 + (p->proto == IPPROTO_UDP ? 8 : 20);
+	if (((f->flags & FLOW_TTL) && p->ttl <= 1) || too_big(skb, header, f->mtu)) {
+		our_address(s, &from);
+		if (addr_unspecified(&from))
+			return drop(skb, REASON_TTL_EXCEEDED);
+		return icmp_error(skb, s, &from,
+				  (f->flags & FLOW_TTL) && p->ttl <= 1 ? REASON_TTL_EXCEEDED : REASON_TOO_BIG,
+				  f->mtu);
+	}
+	f->seen = now();
+	f->packets++;
+	f->bytes += skb->len;
+	return deliver(skb, f, p->family, p->proto, p->l4);
+}
+
+/* The packet of a flow that is known, or MISS. */
+__noinline int known(struct __sk_buff *skb, struct scratch *s)
+{
+	struct flow *f, *other;
+	__u32 tick = now();
+	bool syn;
+
+	if (!s)
+		return DROP;
+	if (s->packet.kind != PACKET_FLOW)
+		return MISS;
+	tuple_of(&s->tuple, &s->packet);
+	f = find(&s->tuple);
+	if (!f)
+		return MISS;
+	if (!flow_current(f)) {
+		count(COUNTER_FLOW_STALE);
+		flow_end(&s->tuple, f, &s->twin);
+		return MISS;
+	}
+	twin_of(&s->twin, &s->tuple, f);
+	syn = s->packet.proto == IPPROTO_TCP && (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	if (f->kind != FLOW_LOCAL && (syn || !(f->flags & FLOW_LISTED) || flow_idle(f, tick))) {
+		other = find(&s->twin);
+		/* A SYN on a closed tuple opens a new connection (RFC 6191); a flow whose
+		 * other half was evicted cannot be answered. */
+		if (!other || (syn && f->state == FLOW_CLOSING) ||
+		    (flow_idle(f, tick) && flow_idle(other, tick))) {
+			flow_end(&s->tuple, f, &s->twin);
+			return MISS;
+		}
+	} else if (flow_idle(f, tick)) {
+		delete_half_open(&s->tuple);
+		return MISS;
+	}
+	if (f->kind == FLOW_LOCAL) {
+		f->seen = tick;
+		return PASS;
+	}
+	flow_track(s, f);
+	return follow(skb, s, f);
+}
+
+/* Sends the first packet of the flow that a decision has just entered. */
+static __always_inline int first(struct __sk_buff *skb, struct scratch *s)
+{
+	struct flow *f = find(&s->tuple);
+
+	if (!f)
+		return drop(skb, REASON_TABLE_FULL);
+	return follow(skb, s, f);
+}
+
+/* The packet would be the first of a flow that may start in the middle of a
+ * connection only where nothing is translated. */
+static __always_inline bool opens(const struct packet *p)
+{
+	return p->proto != IPPROTO_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
+/* Is there a socket of the host that is connected to the sender? Then the
+ * packet is an answer to the host, published port or not. */
+static __always_inline bool host_connected(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	bool connected;
+	__u32 size;
+
+	if (p->proto != IPPROTO_UDP)
+		return false;
+	if (p->family == 4) {
+		tuple.ipv4.saddr = p->saddr.w[3];
+		tuple.ipv4.daddr = p->daddr.w[3];
+		tuple.ipv4.sport = p->sport;
+		tuple.ipv4.dport = p->dport;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, p->saddr.w, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, p->daddr.w, 16);
+		tuple.ipv6.sport = p->sport;
+		tuple.ipv6.dport = p->dport;
+		size = sizeof(tuple.ipv6);
+	}
+	sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	connected = sk->state == BPF_TCP_ESTABLISHED;
+	bpf_sk_release(sk);
+	return connected;
+}
+
+/* The host's own UDP leaves from a port that is published (its choice was not
+ * the bind guard's to refuse): answers to it are the host's. */
+static __noinline void remember_local(struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	struct flow *f = &s->flow;
+	__u32 slot = slot_of_port(p->family, p->proto, bpf_ntohs(p->sport));
+
+	if (!slot)
+		return;
+	begin(s, FLOW_LOCAL, FLOW_OPTIONAL);
+	f->verdict = VERDICT_STACK;
+	f->timeout = timeout(TIMEOUT_UDP);
+	s->twin.saddr = p->daddr;
+	s->twin.daddr = p->saddr;
+	s->twin.sport = p->dport;
+	s->twin.dport = p->sport;
+	s->twin.zone = p->zone;
+	s->twin.proto = p->proto;
+	s->twin.family = p->family;
+	s->twin.pad[0] = s->twin.pad[1] = 0;
+	put_half_open(&s->twin, f, BPF_ANY);
+}
+
+#endif

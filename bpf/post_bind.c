@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The bind guard, on a cgroup: with no process of ours running nobody holds a
+ * socket on a published port, so binding one is refused here. It runs for every
+ * process of the cgroup, containers' included: the netns cookie tells the host's.
+ */
+#include "lib/decide.h"
+
+#define EADDRINUSE 98
+
+static __always_inline int refuse(void)
+{
+	count(COUNTER_BIND_REFUSED);
+	bpf_set_retval(-EADDRINUSE);
+	return 0;
+}
+
+static __always_inline bool taken(const struct addr *addr, __u32 port, __u32 proto, __u32 family, bool any)
+{
+	__u32 slot = slot_of_port(family, proto, port);
+	struct port_key key = { .addr = *addr, .port = bpf_htons(port), .proto = proto };
+
+	if (!slot)
+		return false;
+	if (any || (slot & PORT_RULE))
+		return true;
+	return bpf_map_lookup_elem(&ports_addr, &key) != NULL;
+}
+
+static __always_inline bool of_host(struct bpf_sock *sk)
+{
+	struct config *c = config();
+
+	return c && bpf_get_netns_cookie(sk) == c->netns_cookie;
+}
+
+SEC("cgroup/post_bind4")
+int post_bind4(struct bpf_sock *sk)
+{
+	struct addr addr;
+
+	if (!of_host(sk))
+		return 1;
+	addr_set4(&addr, sk->src_ip4);
+	return taken(&addr, sk->src_port, sk->protocol, 4, !sk->src_ip4) ? refuse() : 1;
+}
+
+SEC("cgroup/post_bind6")
+int post_bind6(struct bpf_sock *sk)
+{
+	struct addr addr = { { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
+	bool any = addr_zero(&addr);
+
+	if (!of_host(sk))
+		return 1;
+	/* A socket on :: takes the port in IPv4 too; one on [::1] would hide an
+	 * IPv4-only container's port that answers there. */
+	if (taken(&addr, sk->src_port, sk->protocol, 6, any))
+		return refuse();
+	if (any || addr_loopback(&addr)) {
+		struct addr any4;
+
+		addr_set4(&any4, 0);
+		if (taken(&any4, sk->src_port, sk->protocol, 4, any))
+			return refuse();
+	}
+	/* A v4-mapped address binds in IPv4. */
+	if (!addr.w[0] && !addr.w[1] && addr.w[2] == V4_MAPPED &&
+	    taken(&addr, sk->src_port, sk->protocol, 4, !addr.w[3]))
+		return refuse();
+	return 1;
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Gives back the memory of flows that have timed out, without a process: a timer
+ * walks the list of established flows, some slots a tick. Run once by the loader
+ * to arm it; an armed timer lives as long as its map is pinned.
+ */
+#include "lib/flow.h"
+
+#define SWEEP_SLOTS 1024		/* a tick: about 100 µs of one softirq */
+#define CLOCK_MONOTONIC 1
+
+static __always_inline void tuple_of_slot(struct tuple *t, const struct slot *slot, __u32 family)
+{
+	if (family == 4) {
+		const struct key4 *key = (const struct key4 *)&slot->key;
+
+		addr_set4(&t->saddr, key->saddr);
+		addr_set4(&t->daddr, key->daddr);
+		t->sport = key->sport;
+		t->dport = key->dport;
+		t->zone = key->zone;
+		t->proto = key->proto;
+	} else {
+		t->saddr = slot->key.saddr;
+		t->daddr = slot->key.daddr;
+		t->sport = slot->key.sport;
+		t->dport = slot->key.dport;
+		t->zone = slot->key.zone;
+		t->proto = slot->key.proto;
+	}
+	t->family = family;
+	t->pad[0] = t->pad[1] = 0;
+}
+
+struct walk {
+	__u32 cursor;
+	__u32 size;
+	__u32 tick;
+};
+
+static long sweep_slot(__u32 n, struct walk *walk)
+{
+	__u32 index = walk->cursor, word;
+	struct slot *slot = bpf_map_lookup_elem(&slots, &index);
+	struct tuple t, twin;
+	struct flow *f, *other;
+
+	walk->cursor = index + 1 < walk->size ? index + 1 : 0;
+	if (!slot)
+		return 0;
+	word = slot->family;
+	if (!(word & SLOT_FAMILY))
+		return 0;
+	tuple_of_slot(&t, slot, word & SLOT_FAMILY);
+	f = find_established(&t);
+	if (!f || f->slot != index) {
+		/* Deleted from outside (flush). */
+		slot_free(index, word);
+		return 0;
+	}
+	twin_of(&twin, &t, f);
+	other = find_established(&twin);
+	if (flow_current(f) && (!flow_idle(f, walk->tick) || (other && !flow_idle(other, walk->tick))))
+		return 0;
+	flow_unlist(&t, f, &twin);
+	count(COUNTER_FLOW_EXPIRED);
+	return 0;
+}
+
+static int sweep_tick(void *map, __u32 *key, struct sweeper *sweeper)
+{
+	struct config *c = config();
+	struct walk walk = { .cursor = sweeper->cursor, .tick = now() };
+	__u32 n;
+
+	if (!c)
+		return 0;
+	walk.size = sweeper->fresh < c->slots ? sweeper->fresh : c->slots;
+	if (walk.cursor >= walk.size)
+		walk.cursor = 0;
+	n = walk.size < SWEEP_SLOTS ? walk.size : SWEEP_SLOTS;
+	bpf_loop(n, sweep_slot, &walk, 0);
+	sweeper->cursor = walk.cursor;
+	sweeper->last = walk.tick;
+	count(COUNTER_SWEEP_TICKS);
+	bpf_timer_start(&sweeper->timer, (__u64)(c->sweep_ms ? c->sweep_ms : 100) * 1000000, 0);
+	return 0;
+}
+
+SEC("tc")
+int sweep(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	struct sweeper *sweeper = bpf_map_lookup_elem(&sweepers, &zero);
+
+	if (!sweeper)
+		return 1;
+	/* Armed before by an older program: only the callback is replaced. */
+	bpf_timer_init(&sweeper->timer, &sweepers, CLOCK_MONOTONIC);
+	if (bpf_timer_set_callback(&sweeper->timer, sweep_tick))
+		return 2;
+	sweeper->armed = 1;
+	return bpf_timer_start(&sweeper->timer, 0, 0) ? 3 : 0;
+}

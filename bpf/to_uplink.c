@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * TC egress of every uplink: host to world. The last place where a container's
+ * packet that from_endpoint did not pass can be stopped; and where the host's own
+ * UDP from a published port is remembered, so that the answers stay the host's.
+ */
+#include "lib/slow.h"
+
+static __noinline int to_uplink_slow(struct __sk_buff *skb)
+{
+	struct scratch *s;
+
+	if (start(skb, &s, ZONE_WORLD) || !s || !s->packet.family)
+		return PASS;
+	if (skb->ingress_ifindex) {
+		if (network_of(&s->packet.saddr) && !host_addr(&s->packet.saddr))
+			return drop(skb, REASON_BYPASS);
+		return PASS;
+	}
+	if (s->packet.kind == PACKET_FLOW && s->packet.proto == IPPROTO_UDP)
+		remember_local(s);
+	return PASS;
+}
+
+SEC("tc")
+int to_uplink(struct __sk_buff *skb)
+{
+	if (skb->mark == MARK_PASSED && skb->ingress_ifindex) {
+		skb->mark = 0;
+		return PASS;
+	}
+	return to_uplink_slow(skb);
+}
