@@ -55,7 +55,7 @@ static __noinline int decide_host(struct scratch *s)
 	s->flow.zone_twin = n->bridge;
 	mac_copy(s->flow.macs, n->mac);
 	mac_copy(s->flow.macs + 6, e->mac);
-	refer_rule(&s->flow.rule, number);
+	refer_rule(&s->flow.rule, RULE_HOST_PORTS);
 	s->reply.verdict = VERDICT_EGRESS;
 	s->reply.ifindex = e->ifindex;
 	mac_copy(s->reply.macs, e->mac);
@@ -80,10 +80,8 @@ static __noinline int decide_published(struct __sk_buff *skb, struct scratch *s,
 		err = aim_back(s, s->endpoint);
 	if (err)
 		return err;
-	if (s->flow.dst.id != s->endpoint) {
-		err = enter(s, s->flow.dst.id);
-		return err == REASON_NO_PORT ? REASON_TABLE_FULL : err;
-	}
+	if (s->flow.dst.id != s->endpoint)
+		return enter_keeping_port(skb, s, s->flow.dst.id);
 	/* Hairpin: a container does not answer itself, so the gateway asks. */
 	s->flow.saddr = s->packet.family == 4 ? n->gateway4 : n->gateway6;
 	return enter_with_port(skb, s, s->endpoint, 0);
@@ -278,7 +276,10 @@ static __noinline int from_endpoint_slow(struct __sk_buff *skb)
 SEC("tc")
 int from_endpoint(struct __sk_buff *skb)
 {
-	int ret = fast(skb, skb->ifindex, HOOK_ENDPOINT);
+	int ret;
 
+	if (skb->vlan_present)
+		return drop(skb, REASON_UNSUPPORTED);
+	ret = fast(skb, skb->ifindex, HOOK_ENDPOINT);
 	return ret != MISS ? ret : from_endpoint_slow(skb);
 }

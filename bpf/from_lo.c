@@ -64,7 +64,7 @@ static __noinline int from_lo_slow(struct __sk_buff *skb)
 	err = known(skb, s);
 	if (err != MISS)
 		return err;
-	if (addr_multicast(&p->daddr) || p->daddr.w[3] == 0xffffffff || !opens(p))
+	if (addr_multicast(&p->daddr) || (p->family == 4 && p->daddr.w[3] == 0xffffffff) || !opens(p))
 		return PASS;
 	family = p->family;
 	rule = publication(&p->daddr, p->dport, p->proto, family, 1);

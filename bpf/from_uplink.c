@@ -38,7 +38,7 @@ static __noinline int decide_routed_in(struct scratch *s, __u32 network)
 }
 
 /* A published port: reached from the world. Returns a reason. */
-static __noinline int decide_published_in(struct scratch *s, __u32 rule)
+static __noinline int decide_published_in(struct __sk_buff *skb, struct scratch *s, __u32 rule)
 {
 	struct packet *p = &s->packet;
 	struct route *route;
@@ -56,9 +56,7 @@ static __noinline int decide_published_in(struct scratch *s, __u32 rule)
 		return REASON_NO_ROUTE;
 	aim_uplink(&s->reply, route, &p->saddr);
 	s->reply.zone_twin = ZONE_WORLD;
-	err = enter(s, s->flow.dst.id);
-	/* The client's tuple is taken towards the server: as good as no flow. */
-	return err == REASON_NO_PORT ? REASON_TABLE_FULL : err;
+	return enter_keeping_port(skb, s, s->flow.dst.id);
 }
 
 static __noinline int from_uplink_slow(struct __sk_buff *skb)
@@ -89,14 +87,18 @@ static __noinline int from_uplink_slow(struct __sk_buff *skb)
 	rule = publication(&p->daddr, p->dport, p->proto, p->family, 0);
 	if (!rule || host_connected(skb, p))
 		return PASS;
-	err = decide_published_in(s, rule);
+	err = decide_published_in(skb, s, rule);
 	return err ? drop(skb, err) : first(skb, s);
 }
 
 SEC("tc")
 int from_uplink(struct __sk_buff *skb)
 {
-	int ret = fast(skb, ZONE_WORLD, HOOK_UPLINK);
+	int ret;
 
+	/* Another VLAN's frames, other hosts' in promiscuous mode, broadcasts. */
+	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
+		return PASS;
+	ret = fast(skb, ZONE_WORLD, HOOK_UPLINK);
 	return ret != MISS ? ret : from_uplink_slow(skb);
 }

@@ -19,12 +19,10 @@ static __noinline int to_bridge_slow(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, number, id;
 	struct device *device = bpf_map_lookup_elem(&devices, &ifindex);
-	struct addr target;
 	struct endpoint *e;
 	struct network *n;
 	struct scratch *s;
 	struct packet *p;
-	struct arp arp;
 	int err;
 
 	if (!device || device->kind != DEVICE_BRIDGE)
@@ -39,10 +37,10 @@ static __noinline int to_bridge_slow(struct __sk_buff *skb)
 		return PASS;
 	p = &s->packet;
 	if (p->kind == PACKET_ARP) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct arp, tpa), &s->addr.w[3], 4))
 			return PASS;
-		addr_set4(&target, arp.tpa);
-		return emit(skb, endpoint_of(number, &target));
+		addr_set4(&s->addr, s->addr.w[3]);
+		return emit(skb, endpoint_of(number, &s->addr));
 	}
 	if (!p->family)
 		return PASS;
@@ -50,8 +48,8 @@ static __noinline int to_bridge_slow(struct __sk_buff *skb)
 	    addr_equal(&p->daddr, &n->broadcast4)))) {
 		/* A question about one neighbour goes to that one. */
 		if (p->family == 6 && p->kind == PACKET_ICMP && p->icmp_type == ICMPV6_NS &&
-		    !bpf_skb_load_bytes(skb, p->l4 + 8, &target, sizeof(target)))
-			return emit(skb, endpoint_of(number, &target));
+		    !bpf_skb_load_bytes(skb, p->l4 + 8, &s->addr, sizeof(s->addr)))
+			return emit(skb, endpoint_of(number, &s->addr));
 		flood_members(skb, number, 0);
 		return DROP;
 	}

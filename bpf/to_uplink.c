@@ -25,9 +25,22 @@ static __noinline int to_uplink_slow(struct __sk_buff *skb)
 SEC("tc")
 int to_uplink(struct __sk_buff *skb)
 {
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ipv6hdr *v6 = data + ETH_HLEN;
+	struct iphdr *v4 = data + ETH_HLEN;
+
 	if (skb->mark == MARK_PASSED && skb->ingress_ifindex) {
 		skb->mark = 0;
 		return PASS;
+	}
+	/* Of the host's own only UDP matters. */
+	if (!skb->ingress_ifindex) {
+		if (skb->protocol == bpf_htons(ETH_P_IP) && (void *)(v4 + 1) <= end &&
+		    v4->protocol != IPPROTO_UDP)
+			return PASS;
+		if (skb->protocol == bpf_htons(ETH_P_IPV6) && (void *)(v6 + 1) <= end &&
+		    v6->nexthdr == IPPROTO_TCP)
+			return PASS;
 	}
 	return to_uplink_slow(skb);
 }

@@ -201,6 +201,7 @@ const (
 	BPFLimitsMAX_MEMBERS     BPFLimits = 1024
 	BPFLimitsMAX_PORT_RANGES BPFLimits = 8
 	BPFLimitsPORTS           BPFLimits = 65536
+	BPFLimitsRULE_HOST_PORTS BPFLimits = 131071
 )
 
 type BPFLinkKey struct {
@@ -406,6 +407,7 @@ type BPFScratch struct {
 	Reply    BPFFlow
 	Endpoint uint32
 	Network  uint32
+	Addr     BPFAddr
 	Bytes    [96]uint8
 }
 

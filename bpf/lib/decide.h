@@ -119,7 +119,7 @@ __noinline int aim(struct scratch *s, __u32 id, __u32 verdict)
 	f = &s->flow;
 	f->verdict = verdict;
 	f->ifindex = e->ifindex;
-	f->mtu = e->mtu;
+	f->mtu = e->mtu ? e->mtu : 65535;
 	mac_copy(f->macs, e->mac);
 	mac_copy(f->macs + 6, n->mac);
 	refer_endpoint(&f->dst, id);
@@ -149,7 +149,7 @@ static __always_inline int aim_uplink(struct flow *f, const struct route *r, con
 {
 	f->verdict = VERDICT_UPLINK;
 	f->ifindex = r->ifindex;
-	f->mtu = r->mtu;
+	f->mtu = r->mtu ? r->mtu : 65535;
 	f->nexthop = addr_zero(&r->nexthop) ? *to : r->nexthop;
 	f->zone_twin = ZONE_WORLD;
 	return 0;
@@ -357,12 +357,14 @@ static long try_port(__u32 n, struct port_search *search)
 	twin_of(&s->twin, &s->tuple, &s->flow);
 	other = find(&s->twin);
 	if (other) {
-		/* Both sides have closed it, and every other port was used since. */
-		if (search->world || n < PORT_TRIES || other->state != FLOW_CLOSING ||
-		    (other->flags & FLOW_LISTED))
-			return 0;
 		struct tuple t = s->twin, twin;
 
+		/* Free if it has timed out; or if both sides have closed it, and every
+		 * other port of the pool was used since. */
+		if ((other->flags & FLOW_LISTED) ||
+		    (!flow_idle(other, now()) &&
+		     (search->world || n < PORT_TRIES || other->state != FLOW_CLOSING)))
+			return 0;
 		flow_end(&t, other, &twin);
 	}
 	if (search->world && host_socket(search->skb, &s->twin))
@@ -397,6 +399,15 @@ __noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 o
 		search.start = __sync_fetch_and_add(&cursor->next, 1);
 	bpf_loop(PORT_TRIES + PORT_WALK, try_port, &search, 0);
 	return search.result;
+}
+
+/* Enters a flow whose source port stays, unless the client's tuple is taken
+ * towards the server (one container port published twice, one client port). */
+static __always_inline int enter_keeping_port(struct __sk_buff *skb, struct scratch *s, __u32 owner)
+{
+	int err = enter(s, owner);
+
+	return err == REASON_NO_PORT ? enter_with_port(skb, s, owner, 0) : err;
 }
 
 /* May this source use the publication? */

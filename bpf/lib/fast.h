@@ -131,6 +131,10 @@ static __always_inline int fast6(struct __sk_buff *skb, __u32 zone, enum hook ho
 
 static __always_inline int fast(struct __sk_buff *skb, __u32 zone, enum hook hook)
 {
+	/* Some drivers leave the headers in a page. */
+	if ((void *)(long)skb->data + ETH_HLEN + sizeof(struct iphdr) + sizeof(struct tcphdr) >
+	    (void *)(long)skb->data_end)
+		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return fast4(skb, zone, hook);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))

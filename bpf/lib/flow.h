@@ -24,6 +24,7 @@ struct scratch {
 	struct flow reply;
 	__u32 endpoint;			/* the sending container, or 0 */
 	__u32 network;			/* its network, or 0 */
+	struct addr addr;		/* looked up, or spoken from */
 	__u8 bytes[96];			/* quoted in an ICMP error */
 };
 

@@ -104,11 +104,6 @@ static __always_inline int icmp_build6(struct __sk_buff *skb, const struct packe
 				       const struct addr *from, __u8 type, __u8 code, __u32 mtu, __u8 *quote)
 {
 	struct icmp_error6 h = {};
-	struct {
-		struct addr saddr, daddr;
-		__be32 len;
-		__be32 next;
-	} pseudo = {};
 	__u32 keep = ETH_HLEN + sizeof(struct ipv6hdr) + 32, len;
 	__s64 sum;
 
@@ -129,11 +124,8 @@ static __always_inline int icmp_build6(struct __sk_buff *skb, const struct packe
 	h.icmp.code = code;
 	h.icmp.id = bpf_htons(mtu >> 16);
 	h.icmp.sequence = bpf_htons(mtu);
-	pseudo.saddr = *from;
-	pseudo.daddr = p->saddr;
-	pseudo.len = bpf_htonl(len);
-	pseudo.next = bpf_htonl(IPPROTO_ICMPV6);
-	sum = bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
+	/* The pseudo header, RFC 8200 section 8.1. */
+	sum = csum_addr(from) + csum_addr(&p->saddr) + bpf_htons(len) + bpf_htons(IPPROTO_ICMPV6);
 	sum = bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), sum);
 	if (keep == ETH_HLEN + sizeof(struct ipv6hdr) + 32) {
 		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(h), quote, 72))
@@ -151,10 +143,9 @@ static __always_inline int icmp_build6(struct __sk_buff *skb, const struct packe
 }
 
 /* RFC 1122 section 3.2.2: no error about an error, a group or nobody; we speak
- * only of flows, which have none of these. s->packet is the packet, from our
- * address towards its sender. The packet goes back out of the device it came in by. */
-__noinline int icmp_error(struct __sk_buff *skb, struct scratch *s, const struct addr *from,
-				 __u32 reason, __u32 mtu)
+ * only of flows, which have none of these. s->packet is the packet, s->addr
+ * the address we speak from. The packet goes back out of the device it came in by. */
+__noinline int icmp_error(struct __sk_buff *skb, struct scratch *s, __u32 reason, __u32 mtu)
 {
 	bool big = reason == REASON_TOO_BIG;
 	__u32 ifindex = skb->ifindex;
@@ -163,7 +154,7 @@ __noinline int icmp_error(struct __sk_buff *skb, struct scratch *s, const struct
 	struct packet *p;
 	int err;
 
-	if (!s || !from)
+	if (!s)
 		return DROP;
 	p = &s->packet;
 	drop(skb, reason);
@@ -172,10 +163,10 @@ __noinline int icmp_error(struct __sk_buff *skb, struct scratch *s, const struct
 		return DROP;
 	}
 	if (p->family == 4)
-		err = icmp_build4(skb, p, from->w[3], big ? ICMP_DEST_UNREACH : ICMP_TIME_EXCEEDED,
+		err = icmp_build4(skb, p, s->addr.w[3], big ? ICMP_DEST_UNREACH : ICMP_TIME_EXCEEDED,
 				  big ? ICMP_FRAG_NEEDED : 0, mtu, s->bytes);
 	else
-		err = icmp_build6(skb, p, from, big ? ICMPV6_PACKET_TOO_BIG : ICMPV6_TIME_EXCEEDED, 0,
+		err = icmp_build6(skb, p, &s->addr, big ? ICMPV6_PACKET_TOO_BIG : ICMPV6_TIME_EXCEEDED, 0,
 				  mtu, s->bytes);
 	if (err)
 		return drop(skb, err);

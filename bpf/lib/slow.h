@@ -23,21 +23,20 @@ static __always_inline int start(struct __sk_buff *skb, struct scratch **s, __u3
 }
 
 /* The address we speak from when f's packet cannot be forwarded. */
-static __always_inline void our_address(struct scratch *s, struct addr *from)
+static __always_inline void our_address(struct scratch *s)
 {
 	__u32 id = s->network;
 	struct network *n = bpf_map_lookup_elem(&networks, &id);
 
-	*from = s->packet.daddr;
+	s->addr = s->packet.daddr;
 	if (s->network && n)
-		*from = s->packet.family == 4 ? n->gateway4 : n->gateway6;
+		s->addr = s->packet.family == 4 ? n->gateway4 : n->gateway6;
 }
 
 /* Sends the packet the way of f, its flow. */
 __noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
 {
 	struct packet *p;
-	struct addr from;
 	__u32 header;
 
 	if (!s || !f)
@@ -45,17 +44,25 @@ __noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
 	p = &s->packet;
 	header = p->l4 + (p->proto == IPPROTO_UDP ? 8 : 20);
 	if (((f->flags & FLOW_TTL) && p->ttl <= 1) || too_big(skb, header, f->mtu)) {
-		our_address(s, &from);
-		if (addr_unspecified(&from))
+		our_address(s);
+		if (addr_unspecified(&s->addr))
 			return drop(skb, REASON_TTL_EXCEEDED);
-		return icmp_error(skb, s, &from,
+		return icmp_error(skb, s,
 				  (f->flags & FLOW_TTL) && p->ttl <= 1 ? REASON_TTL_EXCEEDED : REASON_TOO_BIG,
 				  f->mtu);
 	}
+	return deliver(skb, f, p->family, p->proto, p->l4);
+}
+
+/* Counts the packet and works on a copy: an entry that is deleted meanwhile, by
+ * the promotion of this very packet or by eviction, is used again at once. */
+static __always_inline struct flow *take(struct __sk_buff *skb, struct scratch *s, struct flow *f)
+{
 	f->seen = now();
 	f->packets++;
 	f->bytes += skb->len;
-	return deliver(skb, f, p->family, p->proto, p->l4);
+	s->flow = *f;
+	return &s->flow;
 }
 
 /* The packet of a flow that is known, or MISS. */
@@ -97,8 +104,9 @@ __noinline int known(struct __sk_buff *skb, struct scratch *s)
 		f->seen = tick;
 		return PASS;
 	}
+	take(skb, s, f);
 	flow_track(s, f);
-	return follow(skb, s, f);
+	return follow(skb, s, &s->flow);
 }
 
 /* Sends the first packet of the flow that a decision has just entered. */
@@ -108,7 +116,7 @@ static __always_inline int first(struct __sk_buff *skb, struct scratch *s)
 
 	if (!f)
 		return drop(skb, REASON_TABLE_FULL);
-	return follow(skb, s, f);
+	return follow(skb, s, take(skb, s, f));
 }
 
 /* The packet would be the first of a flow that may start in the middle of a

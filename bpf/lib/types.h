@@ -24,6 +24,7 @@ enum limits {
 	MAX_MEMBERS = 1024,		/* endpoints that one broadcast reaches */
 	MAX_PORT_RANGES = 8,		/* ranges of the masquerade pool */
 	PORTS = 65536,
+	RULE_HOST_PORTS = 131071,	/* its generation counts publications made and ended */
 };
 
 /* Where a packet is seen; anything else is the ifindex of an endpoint's host

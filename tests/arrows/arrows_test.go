@@ -1,0 +1,56 @@
+// Package arrows holds the code base to its drawing: who may import whom.
+//
+//	cmd/bpfnet → control → control/{ipam,link,netns,ports,process,store}, maps, loader
+//	maps → loader
+//	tests → all
+package arrows
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const module = "github.com/bpfnet/bpfnet"
+
+// allowed lists what each room may import of ours; "*" is everything.
+var allowed = map[string][]string{
+	"":                {},
+	"cmd/bpfnet":      {"control", "control/process"},
+	"control":         {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "maps", "loader"},
+	"control/ipam":    {},
+	"control/link":    {"control/netns"},
+	"control/netns":   {},
+	"control/ports":   {},
+	"control/process": {},
+	"control/store":   {},
+	"maps":            {"loader"},
+	"loader":          {},
+}
+
+func TestArrows(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", "{{.ImportPath}} {{join .Imports \" \"}}", module+"/...").Output()
+	require.NoError(t, err)
+	seen := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		room := strings.TrimPrefix(strings.TrimPrefix(fields[0], module), "/")
+		seen[room] = true
+		if strings.HasPrefix(room, "tests/") {
+			continue
+		}
+		may, known := allowed[room]
+		require.True(t, known, "%s: a room that the drawing does not have", room)
+		for _, imported := range fields[1:] {
+			other, ours := strings.CutPrefix(imported, module+"/")
+			if ours {
+				require.Contains(t, may, other, "%s imports %s", room, other)
+			}
+		}
+	}
+	for room := range allowed {
+		require.True(t, seen[room], "%s: in the drawing, not in the tree", room)
+	}
+}
