@@ -1,0 +1,223 @@
+package maps
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/bpfnet/bpfnet/loader"
+	"golang.org/x/sys/unix"
+)
+
+// Flows are what the programs decided: two entries a flow, one a direction.
+// Half-open and established ones live in maps of their own, a pair a family.
+type Flows struct {
+	src           Source
+	flows4, half4 table[loader.BPFKey4, loader.BPFFlow]
+	flows6, half6 table[loader.BPFKey6, loader.BPFFlow]
+	sweepers      table[uint32, loader.BPFSweeper]
+}
+
+func newFlows(src Source) *Flows {
+	return &Flows{
+		src:      src,
+		flows4:   table[loader.BPFKey4, loader.BPFFlow]{src, loader.BPFMapFlows4},
+		half4:    table[loader.BPFKey4, loader.BPFFlow]{src, loader.BPFMapHalf4},
+		flows6:   table[loader.BPFKey6, loader.BPFFlow]{src, loader.BPFMapFlows6},
+		half6:    table[loader.BPFKey6, loader.BPFFlow]{src, loader.BPFMapHalf6},
+		sweepers: table[uint32, loader.BPFSweeper]{src, loader.BPFMapSweepers},
+	}
+}
+
+// Zones other than these are the ifindex of an endpoint's device, or of a bridge.
+const (
+	ZoneWorld = uint32(loader.BPFZoneZONE_WORLD)
+	ZoneLo    = uint32(loader.BPFZoneZONE_LO)
+)
+
+// FlowKey is one direction of a flow, as its packets arrive. Of an ICMP query
+// the identifier is Src's port, of its reply Dst's.
+type FlowKey struct {
+	Src, Dst netip.AddrPort // of one family
+	Zone     uint32         // where they arrive
+	Proto    Proto
+}
+
+// Ref is an object and its generation when the flow was decided; id 0: none.
+type Ref struct{ ID, Gen uint32 }
+
+// Flow is an entry.
+type Flow struct {
+	Key         FlowKey
+	Established bool // in the table of established flows
+	Kind        FlowKind
+	State       FlowState
+	Verdict     Verdict
+	Flags       uint8 // loader.BPFFlowFlags
+	Packets     uint64
+	Bytes       uint64
+	Idle        time.Duration // since the last packet, to about a second
+	Timeout     time.Duration
+	Ifindex     int // of the way out
+	MTU         int
+	NewSrc      netip.AddrPort // after translation
+	NewDst      netip.AddrPort
+	NextHop     netip.Addr       // zero: none
+	DstMAC      net.HardwareAddr // of the way out, where the verdict needs them
+	SrcMAC      net.HardwareAddr
+	Src, Dst    Ref    // endpoints
+	Rule        Ref    // what allowed it
+	ZoneTwin    uint32 // zone in which the other direction arrives
+	Owner       uint32 // endpoint whose quota it counts in
+	Slot        uint32 // of the sweep's list
+}
+
+// Reply says that the entry is of the responder's direction.
+func (f Flow) Reply() bool { return f.Flags&uint8(loader.BPFFlowFlagsFLOW_REPLY) != 0 }
+
+// Twin is the key of the other direction.
+func (f Flow) Twin() FlowKey {
+	return FlowKey{Src: f.NewDst, Dst: f.NewSrc, Zone: f.ZoneTwin, Proto: f.Key.Proto}
+}
+
+// Expires is when the flow ends if nobody speaks any more; not below 0.
+func (f Flow) Expires() time.Duration { return max(0, f.Timeout-f.Idle) }
+
+// Each calls f with every entry of all four tables, in no order. Entries that
+// come and go meanwhile may be missed.
+func (t *Flows) Each(f func(Flow) error) error {
+	now, err := nowTicks()
+	if err != nil {
+		return err
+	}
+	each4 := func(established bool) func(loader.BPFKey4, loader.BPFFlow) error {
+		return func(k loader.BPFKey4, w loader.BPFFlow) error { return f(fromFlow(fromKey4(k), w, established, now)) }
+	}
+	each6 := func(established bool) func(loader.BPFKey6, loader.BPFFlow) error {
+		return func(k loader.BPFKey6, w loader.BPFFlow) error { return f(fromFlow(fromKey6(k), w, established, now)) }
+	}
+	if err := t.flows4.each(each4(true)); err != nil {
+		return err
+	}
+	if err := t.half4.each(each4(false)); err != nil {
+		return err
+	}
+	if err := t.flows6.each(each6(true)); err != nil {
+		return err
+	}
+	return t.half6.each(each6(false))
+}
+
+// Get finds an entry in the table of established flows, else among the half-open.
+func (t *Flows) Get(k FlowKey) (f Flow, ok bool, err error) {
+	now, err := nowTicks()
+	if err != nil {
+		return f, false, err
+	}
+	var w loader.BPFFlow
+	for _, established := range []bool{true, false} {
+		switch is4 := k.is4(); {
+		case is4 && established:
+			w, ok, err = t.flows4.get(k.wire4())
+		case is4:
+			w, ok, err = t.half4.get(k.wire4())
+		case established:
+			w, ok, err = t.flows6.get(k.wire6())
+		default:
+			w, ok, err = t.half6.get(k.wire6())
+		}
+		if err != nil || ok {
+			return fromFlow(k, w, established, now), ok, err
+		}
+	}
+	return f, false, nil
+}
+
+// Delete removes one direction, wherever it is. Missing is fine. To end a flow,
+// delete its key and its Twin.
+func (t *Flows) Delete(k FlowKey) error {
+	if k.is4() {
+		return errors.Join(t.flows4.del(k.wire4()), t.half4.del(k.wire4()))
+	}
+	return errors.Join(t.flows6.del(k.wire6()), t.half6.del(k.wire6()))
+}
+
+// Sweep is the state of the sweep of expired flows.
+type Sweep struct {
+	Used  int           // established flows on its list, both families
+	Armed bool          // its timer runs
+	Since time.Duration // since its last tick, to about a second
+}
+
+func (t *Flows) Sweep() (Sweep, error) {
+	now, err := nowTicks()
+	if err != nil {
+		return Sweep{}, err
+	}
+	w, _, err := t.sweepers.get(0)
+	if err != nil {
+		return Sweep{}, err
+	}
+	return Sweep{Used: int(w.Used), Armed: w.Armed != 0, Since: since(now, uint32(w.Last))}, nil
+}
+
+func fromFlow(k FlowKey, w loader.BPFFlow, established bool, now uint32) Flow {
+	return Flow{
+		Key: k, Established: established,
+		Kind: FlowKind(w.Kind), State: FlowState(w.State), Verdict: Verdict(w.Verdict), Flags: w.Flags,
+		Packets: w.Packets, Bytes: w.Bytes,
+		Idle: since(now, w.Seen), Timeout: time.Duration(w.Timeout) * tick,
+		Ifindex: int(w.Ifindex), MTU: int(w.Mtu),
+		NewSrc:  netip.AddrPortFrom(fromAddr(w.Saddr), fromBE16(w.Sport)),
+		NewDst:  netip.AddrPortFrom(fromAddr(w.Daddr), fromBE16(w.Dport)),
+		NextHop: fromAddr(w.Nexthop),
+		DstMAC:  fromMAC([6]uint8(w.Macs[:6])), SrcMAC: fromMAC([6]uint8(w.Macs[6:])),
+		Src: Ref{w.Src.Id, w.Src.Gen}, Dst: Ref{w.Dst.Id, w.Dst.Gen}, Rule: Ref{w.Rule.Id, w.Rule.Gen},
+		ZoneTwin: w.ZoneTwin, Owner: w.Owner, Slot: w.Slot,
+	}
+}
+
+func (k FlowKey) is4() bool { return k.Src.Addr().Is4() && k.Dst.Addr().Is4() }
+
+func (k FlowKey) wire4() loader.BPFKey4 {
+	return loader.BPFKey4{
+		Saddr: toBE32(k.Src.Addr()), Daddr: toBE32(k.Dst.Addr()),
+		Sport: toBE16(k.Src.Port()), Dport: toBE16(k.Dst.Port()), Zone: k.Zone, Proto: uint8(k.Proto),
+	}
+}
+
+func (k FlowKey) wire6() loader.BPFKey6 {
+	return loader.BPFKey6{
+		Saddr: toAddr(k.Src.Addr()), Daddr: toAddr(k.Dst.Addr()),
+		Sport: toBE16(k.Src.Port()), Dport: toBE16(k.Dst.Port()), Zone: k.Zone, Proto: uint8(k.Proto),
+	}
+}
+
+func fromKey4(w loader.BPFKey4) FlowKey {
+	return FlowKey{
+		Src: netip.AddrPortFrom(fromBE32(w.Saddr), fromBE16(w.Sport)),
+		Dst: netip.AddrPortFrom(fromBE32(w.Daddr), fromBE16(w.Dport)), Zone: w.Zone, Proto: Proto(w.Proto),
+	}
+}
+
+func fromKey6(w loader.BPFKey6) FlowKey {
+	return FlowKey{
+		Src: netip.AddrPortFrom(rawAddr(w.Saddr), fromBE16(w.Sport)),
+		Dst: netip.AddrPortFrom(rawAddr(w.Daddr), fromBE16(w.Dport)), Zone: w.Zone, Proto: Proto(w.Proto),
+	}
+}
+
+// nowTicks is the programs' clock.
+func nowTicks() (uint32, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 0, err
+	}
+	return uint32(ts.Nano() >> 30), nil
+}
+
+// since is not below 0: the programs' tick may be ahead of ours.
+func since(now, then uint32) time.Duration {
+	return time.Duration(max(0, int32(now-then))) * tick
+}

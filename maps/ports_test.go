@@ -1,0 +1,252 @@
+package maps
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var (
+	any4 = netip.IPv4Unspecified()
+	any6 = netip.IPv6Unspecified()
+)
+
+func TestPorts(t *testing.T) {
+	p := newTables(t).Ports
+	at := func(want uint32, proto Proto, addr string, port uint16) {
+		t.Helper()
+		rule, ok, err := p.At(proto, ip(addr), port)
+		require.NoError(t, err)
+		require.Equal(t, want, rule)
+		require.Equal(t, want != 0, ok)
+	}
+	b := Binding{TCP, any4, 7000, 3, 5000}
+	require.NoError(t, p.Publish(b))
+	require.NoError(t, p.Publish(b), "the same again")
+	at(0, TCP, "0.0.0.0", 6999)
+	at(5000, TCP, "0.0.0.0", 7000)
+	at(5000, TCP, "192.0.2.1", 7002)
+	at(0, TCP, "0.0.0.0", 7003)
+	at(0, UDP, "0.0.0.0", 7000)
+	at(0, TCP, "::", 7000)
+
+	one := Binding{TCP, ip("192.0.2.1"), 8000, 2, 5001}
+	two := Binding{TCP, ip("192.0.2.2"), 8000, 2, 5002}
+	six := Binding{TCP, ip("2001:db8::1"), 8000, 1, 5003}
+	for _, b := range []Binding{one, two, six} {
+		require.NoError(t, p.Publish(b))
+	}
+	at(5001, TCP, "192.0.2.1", 8001)
+	at(5002, TCP, "192.0.2.2", 8001)
+	at(0, TCP, "192.0.2.3", 8001)
+	at(5003, TCP, "2001:db8::1", 8000)
+
+	list, err := p.List()
+	require.NoError(t, err)
+	require.Equal(t, []Binding{b, one, two, six}, list)
+
+	require.NoError(t, p.Unpublish(one))
+	require.NoError(t, p.Unpublish(one), "again")
+	at(0, TCP, "192.0.2.1", 8001)
+	at(5002, TCP, "192.0.2.2", 8001)
+	require.True(t, addressed(t, p, TCP, any4, 8001), "the bit is gone while an address publishes the port")
+	require.NoError(t, p.Unpublish(two))
+	require.False(t, addressed(t, p, TCP, any4, 8001), "the bit stays behind")
+	require.True(t, addressed(t, p, TCP, any6, 8000))
+	foreign := b
+	foreign.Rule = 1
+	require.NoError(t, p.Unpublish(foreign))
+	at(5000, TCP, "0.0.0.0", 7000)
+	require.NoError(t, p.Unpublish(b))
+	require.NoError(t, p.Unpublish(six))
+	list, err = p.List()
+	require.NoError(t, err)
+	require.Empty(t, list)
+}
+
+// addressed is what the programs see: look into ports_addr, too.
+func addressed(t *testing.T, p *Ports, proto Proto, any netip.Addr, port uint16) bool {
+	t.Helper()
+	name := "ports6"
+	if any.Is4() {
+		name = "ports4"
+	}
+	m, err := p.src.Map(name)
+	require.NoError(t, err)
+	index, err := proto.index()
+	require.NoError(t, err)
+	var slot uint32
+	require.NoError(t, m.Lookup(uint32(index*portCount)+uint32(port), &slot))
+	return slot&portAddresses != 0
+}
+
+func TestPortConflicts(t *testing.T) {
+	p := newTables(t).Ports
+	require.NoError(t, p.Publish(Binding{TCP, any4, 100, 10, 1}))
+	require.NoError(t, p.Publish(Binding{TCP, ip("192.0.2.1"), 200, 10, 2}))
+	require.NoError(t, p.Publish(Binding{UDP, any6, 100, 10, 3}))
+	for _, c := range []struct {
+		b    Binding
+		port uint16 // 0: none
+	}{
+		{Binding{TCP, any4, 90, 10, 9}, 0},
+		{Binding{TCP, any4, 90, 11, 9}, 100},
+		{Binding{TCP, any4, 105, 100, 9}, 105},
+		{Binding{TCP, any4, 110, 90, 9}, 0},
+		{Binding{TCP, any4, 110, 91, 9}, 200},
+		{Binding{TCP, ip("192.0.2.1"), 109, 1, 9}, 109},
+		{Binding{TCP, ip("192.0.2.2"), 109, 1, 9}, 109},
+		{Binding{TCP, ip("192.0.2.1"), 195, 10, 9}, 200},
+		{Binding{TCP, ip("192.0.2.2"), 195, 20, 9}, 0},
+		{Binding{TCP, any4, 100, 10, 1}, 0}, // itself
+		{Binding{TCP, ip("192.0.2.1"), 200, 10, 2}, 0},
+		{Binding{UDP, any4, 100, 10, 9}, 0},
+		{Binding{TCP, any6, 100, 110, 9}, 0},
+		{Binding{UDP, ip("2001:db8::1"), 105, 10, 9}, 105},
+		{Binding{TCP, ip("2001:db8::1"), 100, 110, 9}, 0},
+	} {
+		port, taken, err := p.Conflict(c.b)
+		require.NoError(t, err)
+		require.Equal(t, c.port != 0, taken, "%+v", c.b)
+		require.Equal(t, c.port, port, "%+v", c.b)
+		if taken {
+			require.ErrorIs(t, p.Publish(c.b), ErrPublished)
+		}
+	}
+	err := p.Publish(Binding{TCP, any4, 95, 10, 9})
+	require.ErrorContains(t, err, "0.0.0.0:100 tcp")
+	_, ok, err := p.At(TCP, any4, 95)
+	require.NoError(t, err)
+	require.False(t, ok, "half done")
+}
+
+func TestPortRefuses(t *testing.T) {
+	p := newTables(t).Ports
+	for _, b := range []Binding{
+		{ICMP, any4, 1, 1, 1}, {TCP, netip.Addr{}, 1, 1, 1}, {TCP, any4, 0, 1, 1}, {TCP, any4, 65535, 2, 1},
+		{TCP, any4, 1, 0, 1}, {TCP, ip("::ffff:1.2.3.4"), 1, 1, 1}, {TCP, ip("fe80::1%eth0"), 1, 1, 1},
+		{TCP, any4, 1, 1, 0}, {TCP, any4, 1, 1, 1 << 31},
+	} {
+		require.Error(t, p.Publish(b), "%+v", b)
+	}
+	require.NoError(t, p.Publish(Binding{SCTP, any6, 1, 65535, 1}))
+}
+
+// Random publishing against an obvious table of every address and port.
+func TestPortsAtRandom(t *testing.T) {
+	p := newTables(t).Ports
+	type door struct {
+		proto Proto
+		addr  netip.Addr
+		port  uint16
+	}
+	rng := rand.New(rand.NewPCG(5, 6))
+	addrs := []netip.Addr{any4, any6, ip("192.0.2.1"), ip("192.0.2.2"), ip("2001:db8::1"), ip("2001:db8::2")}
+	doors := make(map[door]uint32)
+	var published []Binding
+	conflicts := func(b Binding) (uint16, bool) {
+		for i := range b.Count {
+			port := b.First + uint16(i)
+			for d := range doors {
+				if d.proto == b.Proto && d.port == port && d.addr.Is4() == b.Addr.Is4() &&
+					(d.addr == b.Addr || d.addr.IsUnspecified() || b.Addr.IsUnspecified()) {
+					return port, true
+				}
+			}
+		}
+		return 0, false
+	}
+	for n := range uint32(400) {
+		if len(published) > 0 && rng.IntN(3) == 0 {
+			i := rng.IntN(len(published))
+			b := published[i]
+			require.NoError(t, p.Unpublish(b))
+			for d, rule := range doors {
+				if rule == b.Rule {
+					delete(doors, d)
+				}
+			}
+			published = append(published[:i], published[i+1:]...)
+		} else {
+			b := Binding{[]Proto{TCP, UDP}[rng.IntN(2)], addrs[rng.IntN(len(addrs))], uint16(1 + rng.IntN(60)), 1 + rng.IntN(6), n + 1}
+			port, taken := conflicts(b)
+			gotPort, gotTaken, err := p.Conflict(b)
+			require.NoError(t, err)
+			require.Equal(t, taken, gotTaken)
+			require.Equal(t, port, gotPort)
+			if taken {
+				require.ErrorIs(t, p.Publish(b), ErrPublished)
+				continue
+			}
+			require.NoError(t, p.Publish(b))
+			published = append(published, b)
+			for i := range b.Count {
+				doors[door{b.Proto, b.Addr, b.First + uint16(i)}] = b.Rule
+			}
+		}
+		for _, proto := range []Proto{TCP, UDP} {
+			port := uint16(1 + rng.IntN(66))
+			bits := map[bool]bool{} // by IPv4
+			for _, a := range addrs {
+				any := any6
+				if a.Is4() {
+					any = any4
+				}
+				want, ok := doors[door{proto, a, port}]
+				if ok && !a.IsUnspecified() {
+					bits[a.Is4()] = true
+				}
+				if !ok {
+					want = doors[door{proto, any, port}]
+				}
+				got, _, err := p.At(proto, a, port)
+				require.NoError(t, err)
+				require.Equal(t, want, got)
+			}
+			require.Equal(t, bits[true], addressed(t, p, proto, any4, port))
+			require.Equal(t, bits[false], addressed(t, p, proto, any6, port))
+		}
+	}
+	require.NotEmpty(t, published)
+	list, err := p.List()
+	require.NoError(t, err)
+	require.ElementsMatch(t, published, list)
+}
+
+// A killed process left the bit without the entry: no conflict, and mended.
+func TestPortsAfterCrash(t *testing.T) {
+	p := newTables(t).Ports
+	b := Binding{TCP, ip("192.0.2.1"), 80, 2, 1}
+	require.NoError(t, p.edit(b, func(_ int, slot uint32) uint32 { return slot | portAddresses }))
+	_, taken, err := p.Conflict(Binding{TCP, any4, 80, 2, 2})
+	require.NoError(t, err)
+	require.False(t, taken)
+	require.NoError(t, p.Unpublish(b))
+	require.False(t, addressed(t, p, TCP, any4, 80))
+}
+
+// Loose bounds, five times what a machine of two slow cores takes.
+func TestPortsAreFast(t *testing.T) {
+	p := newTables(t).Ports
+	timed := func(what string, limit time.Duration, f func() error) {
+		t.Helper()
+		start := time.Now()
+		require.NoError(t, f())
+		took := time.Since(start)
+		t.Logf("%-28s %s", what, took)
+		require.Less(t, took, limit, what)
+	}
+	all := Binding{TCP, any4, 5000, 60000, 1}
+	timed("publish 60,000", 10*time.Millisecond, func() error { return p.Publish(all) })
+	timed("conflict of 60,000", 10*time.Millisecond, func() error { _, _, err := p.Conflict(all); return err })
+	timed("unpublish 60,000", 10*time.Millisecond, func() error { return p.Unpublish(all) })
+	one := Binding{TCP, ip("192.0.2.1"), 5000, 60000, 1}
+	timed("publish 60,000 on one address", 150*time.Millisecond, func() error { return p.Publish(one) })
+	more := Binding{TCP, ip("192.0.2.2"), 4999, 1, 2}
+	timed("publish 1 more", 5*time.Millisecond, func() error { return p.Publish(more) })
+	timed("unpublish 1", 50*time.Millisecond, func() error { return p.Unpublish(more) })
+	timed("unpublish 60,000", 250*time.Millisecond, func() error { return p.Unpublish(one) })
+}

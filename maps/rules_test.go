@@ -1,0 +1,194 @@
+package maps
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/bpfnet/bpfnet/loader"
+	"github.com/stretchr/testify/require"
+)
+
+func TestPublication(t *testing.T) {
+	r := newTables(t).Rules
+	const num = FirstRule + 7
+	gen := func() uint32 {
+		g, err := r.Gen(num)
+		require.NoError(t, err)
+		return g
+	}
+	check := func(p Publication) {
+		t.Helper()
+		require.NoError(t, r.SetPublication(num, p))
+		got, ok, err := r.Publication(num)
+		require.NoError(t, err)
+		require.True(t, ok)
+		require.Equal(t, p, got)
+	}
+	p := Publication{Endpoint4: 3, Endpoint6: 4, HostPort: 8080, Port: 80}
+	check(p)
+	require.EqualValues(t, 1, gen())
+	check(p)
+	require.EqualValues(t, 1, gen(), "the same again is a change")
+	p.Endpoint6 = 0
+	check(p)
+	require.EqualValues(t, 2, gen())
+
+	p.Sources = []netip.Prefix{prefix("203.0.113.0/24"), prefix("2001:db8::/32")}
+	check(p)
+	require.EqualValues(t, 3, gen())
+	other := Publication{Endpoint4: 5, HostPort: 1, Port: 1, Sources: p.Sources}
+	require.NoError(t, r.SetPublication(num+1, other))
+	check(p)
+	require.EqualValues(t, 3, gen())
+	p.Sources = p.Sources[1:]
+	check(p)
+	require.EqualValues(t, 4, gen(), "who lost the right keeps the connection")
+	p.Sources = nil
+	check(p)
+	require.EqualValues(t, 5, gen())
+	n, err := r.sources.count()
+	require.NoError(t, err)
+	require.Equal(t, 2, n)
+
+	require.NoError(t, r.SetLink(num+2))
+	publications, links, err := r.List()
+	require.NoError(t, err)
+	require.Equal(t, []uint32{num, num + 1}, publications)
+	require.Equal(t, []uint32{num + 2}, links)
+
+	require.NoError(t, r.Clear(num))
+	require.NoError(t, r.Clear(num))
+	require.EqualValues(t, 6, gen())
+	_, ok, err := r.Publication(num)
+	require.NoError(t, err)
+	require.False(t, ok)
+	require.NoError(t, r.Clear(num+1))
+	n, err = r.sources.count()
+	require.NoError(t, err)
+	require.Zero(t, n)
+
+	require.Error(t, r.SetPublication(FirstRule-1, p), "a network's number")
+	require.Error(t, r.SetLink(MaxRules))
+	require.Error(t, r.SetPublication(num, Publication{Sources: []netip.Prefix{{}}}))
+}
+
+// from=::/0 is everybody by IPv6, and nobody by IPv4.
+func TestPublicationForIPv6(t *testing.T) {
+	r := newTables(t).Rules
+	p := Publication{Endpoint4: 1, HostPort: 80, Port: 80, Sources: []netip.Prefix{prefix("::/0")}}
+	require.NoError(t, r.SetPublication(FirstRule, p))
+	got, _, err := r.Publication(FirstRule)
+	require.NoError(t, err)
+	require.Equal(t, p, got)
+	allowed := func(a string) bool {
+		_, ok, err := r.sources.get(loader.BPFSourceKey{Prefixlen: 32 + 128, Rule: FirstRule, Addr: toAddr(ip(a))})
+		require.NoError(t, err)
+		return ok
+	}
+	require.True(t, allowed("2001:db8::1"))
+	require.True(t, allowed("::1"))
+	require.False(t, allowed("192.0.2.1"))
+}
+
+func TestLinks(t *testing.T) {
+	l := newTables(t).Links
+	k := Link{Client: 1, Server: 2, Proto: TCP, Port: 80}
+	know := Link{Client: 1, Server: 2}
+	require.NoError(t, l.Set(k, FirstRule))
+	require.NoError(t, l.Set(know, FirstRule))
+	list, err := l.List()
+	require.NoError(t, err)
+	require.Equal(t, map[Link]uint32{k: FirstRule, know: FirstRule}, list)
+	require.NoError(t, l.Delete(k))
+	require.NoError(t, l.Delete(k))
+	list, err = l.List()
+	require.NoError(t, err)
+	require.Equal(t, map[Link]uint32{know: FirstRule}, list)
+}
+
+func TestDevices(t *testing.T) {
+	d := newTables(t).Devices
+	require.NoError(t, d.SetEndpoint(70000, 3))
+	require.NoError(t, d.SetBridge(5, 4))
+	require.Error(t, d.SetBridge(0, 4))
+	list, err := d.List()
+	require.NoError(t, err)
+	require.Equal(t, map[int]Device{70000: {Endpoint: 3}, 5: {Network: 4}}, list)
+	require.NoError(t, d.Delete(5))
+	require.NoError(t, d.Delete(5))
+}
+
+func TestHostAddresses(t *testing.T) {
+	h := newTables(t).HostAddresses
+	replace := func(changed int, want map[netip.Addr]int) {
+		t.Helper()
+		n, err := h.Replace(want)
+		require.NoError(t, err)
+		require.Equal(t, changed, n)
+		have, err := h.List()
+		require.NoError(t, err)
+		require.Equal(t, want, have)
+	}
+	one := map[netip.Addr]int{ip("127.0.0.1"): 1, ip("::1"): 1, ip("192.0.2.1"): 2, ip("fe80::1"): 2}
+	replace(4, one)
+	replace(0, one)
+	replace(3, map[netip.Addr]int{ip("127.0.0.1"): 1, ip("::1"): 1, ip("192.0.2.1"): 3, ip("192.0.2.2"): 3})
+	replace(4, map[netip.Addr]int{})
+	for _, bad := range []map[netip.Addr]int{{{}: 1}, {ip("0.0.0.0"): 1}, {ip("10.0.0.1"): 0}} {
+		_, err := h.Replace(bad)
+		require.Error(t, err)
+	}
+}
+
+func TestRoutes(t *testing.T) {
+	r := newTables(t).Routes
+	def := Route{Prefix: prefix("0.0.0.0/0"), Ifindex: 2, MTU: 1500, NextHop: ip("192.0.2.254"), Source: ip("192.0.2.1")}
+	def6 := Route{Prefix: prefix("::/0"), Ifindex: 2, MTU: 1500, NextHop: ip("fe80::1"), Source: ip("2001:db8::1")}
+	lan := Route{Prefix: prefix("192.0.2.0/24"), Ifindex: 3, MTU: 9000, Source: ip("192.0.2.1")}
+	n, err := r.Replace([]Route{def, def6, lan})
+	require.NoError(t, err)
+	require.Equal(t, 2+96, n)
+	list, err := r.List()
+	require.NoError(t, err)
+	require.ElementsMatch(t, []Route{def, def6, lan}, list)
+	lookup := func(a string, want Route) {
+		t.Helper()
+		got, ok, err := r.Lookup(ip(a))
+		require.NoError(t, err)
+		require.True(t, ok)
+		want.Prefix = netip.Prefix{}
+		require.Equal(t, want, got)
+	}
+	lookup("192.0.2.7", lan)
+	lookup("198.51.100.7", def)
+	lookup("2001:db8::7", def6)
+	lan.MTU = 1400
+	n, err = r.Replace([]Route{def6, lan})
+	require.NoError(t, err)
+	require.Equal(t, 2, n)
+	lookup("192.0.2.7", lan)
+	_, ok, err := r.Lookup(ip("198.51.100.7"))
+	require.NoError(t, err)
+	require.False(t, ok, "IPv4 takes the IPv6 default route")
+	lookup("2001:db8::7", def6)
+	n, err = r.Replace([]Route{def6, lan})
+	require.NoError(t, err)
+	require.Zero(t, n)
+	list, err = r.List()
+	require.NoError(t, err)
+	require.Equal(t, []Route{lan, def6}, list)
+
+	six := Route{Prefix: prefix("2000::/3"), Ifindex: 9, MTU: 1500}
+	_, err = r.Replace([]Route{six, def6})
+	require.NoError(t, err)
+	lookup("2001:db8::7", six)
+	lookup("fd00::7", def6)
+	_, err = r.Replace([]Route{def6})
+	require.NoError(t, err)
+	lookup("2001:db8::7", def6)
+
+	for _, bad := range [][]Route{{{Prefix: prefix("0.0.0.0/0"), MTU: 1500}}, {def, def}, {{Ifindex: 1, MTU: 1500}}, {{Prefix: prefix("0.0.0.0/0"), Ifindex: 1}}} {
+		_, err = r.Replace(bad)
+		require.Error(t, err)
+	}
+}
