@@ -18,8 +18,9 @@ const module = "github.com/bpfnet/bpfnet"
 // allowed lists what each room may import of ours; "*" is everything.
 var allowed = map[string][]string{
 	"":                {},
-	"cmd/bpfnet":      {"control", "control/process"},
+	"cmd/bpfnet":      {"control", "control/demo", "control/process"},
 	"control":         {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "maps", "loader"},
+	"control/demo":    {"control", "control/netns"},
 	"control/ipam":    {},
 	"control/link":    {"control/netns"},
 	"control/netns":   {},

@@ -1,0 +1,20 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/bpfnet/bpfnet/control/demo"
+)
+
+func demoCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "demo",
+		Short: "Show the main job in a lab of its own",
+		Long: `A client, a host and two containers, in network namespaces, a store, pins and a
+cgroup of their own: a web server is published and reached from everywhere.
+Explained line by line; leaves nothing behind.`,
+		Example: "  sudo bpfnet demo",
+		Args:    wantsNothing,
+		RunE:    func(*cobra.Command, []string) error { return demo.Run(a.out) },
+	}
+}

@@ -1,0 +1,252 @@
+// Package conformance holds bpfnet to its promises, row by row: a client, a host
+// and containers in namespaces of their own, real sockets and payloads. A test is
+// named after its row.
+//
+//	X 203.0.113.2 ──────── 203.0.113.1 H ─┬─ n1 10.1.0.0/24, fd00:1::/64 ─┬─ srv  (8080:80, 127.0.0.1:8081:80)
+//	  2001:db8:113::2    2001:db8:113::1  │    gw .1, ::1                 └─ peer
+//	                                      └─ n2 10.2.0.0/24, fd00:2::/64 ─── other
+package conformance
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/bpfnet/bpfnet/control"
+	"github.com/bpfnet/bpfnet/control/netns"
+	"github.com/bpfnet/bpfnet/tests/lab"
+)
+
+// wait bounds what must answer; silence bounds what must not.
+const (
+	wait    = 3 * time.Second
+	silence = 300 * time.Millisecond
+)
+
+// actor is a container of the cast, attached to a namespace of the test's.
+type actor struct {
+	name     string
+	id       string
+	ns       *netns.NS
+	ip4, ip6 netip.Addr
+}
+
+// cast is a lab with a Manager on its host.
+type cast struct {
+	*lab.Lab
+	t testing.TB
+	m *control.Manager
+}
+
+// newCast sets the host up; containers and networks are the test's to make.
+func newCast(t testing.TB, opts ...lab.Option) *cast {
+	t.Helper()
+	c := &cast{Lab: lab.New(t, opts...), t: t}
+	m, err := control.Open(control.Options{Root: c.Root, BPFFS: c.BPFFS, Netns: c.NetnsPath, Cgroup: c.Cgroup})
+	require.NoError(t, err)
+	c.m = m
+	require.NoError(t, m.Init(nil))
+	t.Cleanup(func() {
+		if t.Failed() {
+			c.explain()
+		}
+		require.NoError(t, m.Uninstall())
+		require.NoError(t, m.Close())
+	})
+	return c
+}
+
+// explain logs what the programs remember and dropped: for a failure's reader.
+func (c *cast) explain() {
+	c.t.Helper()
+	if flows, err := c.m.Flows(control.FlowFilter{}); err == nil {
+		for _, f := range flows {
+			c.t.Logf("flow %s %s %s  %s > %s  as  %s > %s  %d packets", f.Proto, f.Kind, f.State, f.Source, f.Destination, f.NewSource, f.NewDest, f.Packets)
+		}
+	}
+	if status, err := c.m.Status(); err == nil {
+		for _, d := range status.Drops {
+			c.t.Logf("dropped on %s %s: %s %d", d.Device, d.Container, d.Reason, d.Packets)
+		}
+		c.t.Logf("counters %v", status.Counters)
+	}
+}
+
+// network makes 10.N.0.0/24 with fd00:N::/64 (v6) or without.
+func (c *cast) network(name string, n int, six bool, edit ...func(*control.NetworkOptions)) *control.Network {
+	c.t.Helper()
+	o := control.NetworkOptions{Name: name, Subnets: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", n))}}
+	if six {
+		o.IPv6 = true
+		o.Subnets = append(o.Subnets, netip.MustParsePrefix(fmt.Sprintf("fd00:%d::/64", n)))
+	}
+	for _, e := range edit {
+		e(&o)
+	}
+	network, err := c.m.CreateNetwork(o)
+	require.NoError(c.t, err)
+	return network
+}
+
+// container makes a namespace and attaches it.
+func (c *cast) container(name, network string, edit ...func(*control.ContainerOptions)) *actor {
+	c.t.Helper()
+	ns, path := c.AddNetns(c.t, name)
+	o := control.ContainerOptions{Name: name, Network: network, Attach: "netns:" + path}
+	for _, e := range edit {
+		e(&o)
+	}
+	_, err := c.m.CreateContainer(o)
+	require.NoError(c.t, err)
+	return c.refresh(&actor{name: name, ns: ns})
+}
+
+// refresh reads the actor's addresses again: of its first network.
+func (c *cast) refresh(a *actor) *actor {
+	c.t.Helper()
+	record, err := c.m.Container(a.name)
+	require.NoError(c.t, err)
+	a.id = record.ID
+	for _, e := range record.Endpoints {
+		if e.Gateway || len(record.Endpoints) == 1 {
+			a.ip4, a.ip6 = e.IPv4.Addr(), e.IPv6.Addr()
+		}
+	}
+	return a
+}
+
+// publish is an option of container: -p for each spec.
+func publish(specs ...string) func(*control.ContainerOptions) {
+	return func(o *control.ContainerOptions) { o.Publish = append(o.Publish, specs...) }
+}
+
+// mainCast is the whole drawing: n1 with srv (s) and peer (p), n2 with other (o), all dual-stack, with
+// servers for TCP and UDP on every container's port 80.
+func mainCast(t testing.TB, opts ...lab.Option) (c *cast, s, p, o *actor) {
+	t.Helper()
+	c = newCast(t, opts...)
+	c.network("n1", 1, true)
+	c.network("n2", 2, true)
+	both := []string{"8080:80", "8080:80/udp", "127.0.0.1:8081:80", "127.0.0.1:8081:80/udp"}
+	s, p, o = c.container("srv", "n1", publish(both...)), c.container("peer", "n1"), c.container("other", "n2")
+	for _, a := range []*actor{s, p, o} {
+		c.serve(a, 80)
+	}
+	return c, s, p, o
+}
+
+// serve answers TCP and UDP on the actor's port, in both families.
+func (c *cast) serve(a *actor, port int) {
+	c.t.Helper()
+	addr := fmt.Sprintf(":%d", port)
+	lab.ServeTCP(c.t, a.ns, a.name, addr)
+	lab.ServeUDP(c.t, a.ns, a.name, addr)
+}
+
+// ask sends a payload by "tcp", "udp" (connected) or "udp-unconnected" and
+// returns the taken-apart answer. from is "" or an address to bind to.
+func ask(ns *netns.NS, proto, from, to string, limit time.Duration) (lab.Reply, error) {
+	payload := fmt.Sprintf("%s %d", proto, time.Now().UnixNano())
+	var line string
+	var err error
+	switch proto {
+	case "tcp":
+		line, err = lab.AskTCP(ns, from, to, payload, limit)
+	case "udp":
+		line, err = lab.AskUDP(ns, from, to, payload, limit)
+	case "udp-unconnected":
+		line, err = lab.AskUDPUnconnected(ns, from, to, payload, limit)
+	default:
+		panic(proto)
+	}
+	if err != nil {
+		return lab.Reply{}, err
+	}
+	reply, err := lab.ParseReply(line)
+	if err == nil && reply.Payload != payload {
+		err = fmt.Errorf("%s: answered %q to %q", to, reply.Payload, payload)
+	}
+	return reply, err
+}
+
+var protos = []string{"tcp", "udp", "udp-unconnected"}
+
+// answers requires that server answers at to, by every protocol, and saw src (""
+// for any).
+func (c *cast) answers(from *netns.NS, to, server, src string) {
+	c.t.Helper()
+	for _, proto := range protos {
+		c.answersBy(proto, from, "", to, server, src)
+	}
+}
+
+func (c *cast) answersBy(proto string, from *netns.NS, bind, to, server, src string) {
+	c.t.Helper()
+	reply, err := ask(from, proto, bind, to, wait)
+	require.NoError(c.t, err, "%s to %s", proto, to)
+	require.Equal(c.t, server, reply.Server, "%s to %s", proto, to)
+	if src != "" {
+		require.Equal(c.t, src, reply.Remote.Addr().Unmap().String(), "%s to %s: source", proto, to)
+	}
+}
+
+// silent requires that nothing answers at to while control answers.
+func (c *cast) silent(from *netns.NS, to string, control func() error) {
+	c.t.Helper()
+	for _, proto := range []string{"tcp", "udp"} {
+		lab.Unreachable(c.t, proto+" to "+to, func() error {
+			_, err := ask(from, proto, "", to, silence)
+			return err
+		}, control)
+	}
+}
+
+// works is a control for silent: the ask that must succeed.
+func works(from *netns.NS, to string) func() error {
+	return func() error {
+		_, err := ask(from, "tcp", "", to, wait)
+		return err
+	}
+}
+
+// drops is how many packets were dropped for a reason so far.
+func (c *cast) drops(reason string) (n uint64) {
+	c.t.Helper()
+	status, err := c.m.Status()
+	require.NoError(c.t, err)
+	for _, d := range status.Drops {
+		if d.Reason == reason {
+			n += d.Packets
+		}
+	}
+	return n
+}
+
+// at joins an address and a port.
+func at(addr any, port int) string {
+	return net.JoinHostPort(fmt.Sprint(addr), fmt.Sprint(port))
+}
+
+// soak says whether the long counts are wanted (make soak).
+func soak() bool { return os.Getenv("BPFNET_SOAK") != "" }
+
+// times picks a count: the promise's for make soak, a reduced one else.
+func times(promised, reduced int) int {
+	if soak() {
+		return promised
+	}
+	return reduced
+}
+
+// one line errors: what a command prints.
+func oneLine(t testing.TB, err error) {
+	t.Helper()
+	require.Error(t, err)
+	require.NotContains(t, strings.TrimSpace(err.Error()), "\n")
+}
