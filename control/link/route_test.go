@@ -1,0 +1,194 @@
+package link
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+type routeHost struct {
+	t    *testing.T
+	h    *netlink.Handle
+	list []Route
+}
+
+func (r *routeHost) add(dst string, change func(*netlink.Route)) {
+	r.t.Helper()
+	p := netip.MustParsePrefix(dst)
+	route := &netlink.Route{Dst: ipNet(p), Family: family(p.Addr())}
+	change(route)
+	require.NoError(r.t, r.h.RouteAdd(route), dst)
+}
+
+func (r *routeHost) find(dst string) (Route, bool) {
+	r.t.Helper()
+	for _, one := range r.list {
+		if one.Dst == netip.MustParsePrefix(dst) {
+			return one, true
+		}
+	}
+	return Route{}, false
+}
+
+func (r *routeHost) require(dst string, want Route) {
+	r.t.Helper()
+	got, ok := r.find(dst)
+	require.True(r.t, ok, dst)
+	want.Dst = got.Dst
+	require.Equal(r.t, want, got)
+}
+
+func TestRoutesIPv4(t *testing.T) {
+	ns, h := newNS(t)
+	r := &routeHost{t: t, h: h}
+	require.NoError(t, h.LinkSetUp(getLink(t, h, "lo")))
+	eth0 := uplink(t, h, "eth0", "192.0.2.1/24", "192.0.2.5/24", "10.1.0.1/16").Attrs().Index
+	eth1 := uplink(t, h, "eth1", "198.51.100.1/24").Attrs().Index
+	require.NoError(t, h.LinkSetMTU(getLink(t, h, "eth1"), 1400))
+	down := uplink(t, h, "eth2", "203.0.113.1/24")
+	bare := uplink(t, h, "eth3").Attrs().Index
+	gw := func(ifindex int, gw string) func(*netlink.Route) {
+		return func(r *netlink.Route) { r.LinkIndex, r.Gw = ifindex, netip.MustParseAddr(gw).AsSlice() }
+	}
+	on := func(ifindex int) func(*netlink.Route) {
+		return func(r *netlink.Route) { r.LinkIndex, r.Scope = ifindex, netlink.SCOPE_LINK }
+	}
+
+	r.add("0.0.0.0/0", gw(eth0, "192.0.2.254"))
+	r.add("0.0.0.0/0", func(r *netlink.Route) { gw(eth1, "198.51.100.254")(r); r.Priority = 50 })
+	r.add("10.2.0.0/16", func(r *netlink.Route) { gw(eth0, "10.1.0.254")(r); r.MTU = 1300 })
+	r.add("10.3.0.0/16", func(r *netlink.Route) {
+		gw(eth0, "192.0.2.254")(r)
+		r.Src = netip.MustParseAddr("192.0.2.5").AsSlice()
+	})
+	r.add("10.4.0.0/16", func(r *netlink.Route) { gw(eth0, "192.0.2.254")(r); r.Priority = 200 })
+	r.add("10.4.0.0/16", func(r *netlink.Route) { gw(eth1, "198.51.100.254")(r); r.Priority = 100 })
+	r.add("10.5.0.0/16", func(r *netlink.Route) {
+		r.MultiPath = []*netlink.NexthopInfo{
+			{LinkIndex: eth1, Gw: netip.MustParseAddr("198.51.100.9").AsSlice()},
+			{LinkIndex: eth0, Gw: netip.MustParseAddr("192.0.2.9").AsSlice()}}
+	})
+	r.add("10.6.0.0/16", on(eth1))
+	r.add("10.7.0.0/16", on(bare))
+	r.add("10.66.0.0/16", func(r *netlink.Route) { r.Type = unix.RTN_BLACKHOLE })
+	r.add("10.67.0.0/16", func(r *netlink.Route) { r.Type = unix.RTN_UNREACHABLE })
+	r.add("10.68.0.0/16", on(1))
+	r.add("10.69.0.0/16", func(r *netlink.Route) { on(eth0)(r); r.Table = 77 })
+	r.add("10.70.0.0/16", on(down.Attrs().Index))
+	require.NoError(t, h.LinkSetDown(getLink(t, h, "peer-eth2"))) // no carrier
+	setSysctl(t, ns, "ipv4/conf/eth2/ignore_routes_with_linkdown", "1")
+	require.Eventually(t, func() bool {
+		return getLink(t, h, "eth2").Attrs().OperState != netlink.OperUp
+	}, 5*time.Second, time.Millisecond)
+
+	var err error
+	r.list, err = Routes(ns, netlink.FAMILY_V4)
+	require.NoError(t, err)
+	a := netip.MustParseAddr
+	r.require("0.0.0.0/0", Route{Ifindex: eth0, Gateway: a("192.0.2.254"), Source: a("192.0.2.1"), MTU: 1500})
+	r.require("192.0.2.0/24", Route{Ifindex: eth0, Source: a("192.0.2.1"), MTU: 1500})
+	r.require("10.1.0.0/16", Route{Ifindex: eth0, Source: a("10.1.0.1"), MTU: 1500})
+	r.require("198.51.100.0/24", Route{Ifindex: eth1, Source: a("198.51.100.1"), MTU: 1400})
+	r.require("10.2.0.0/16", Route{Ifindex: eth0, Gateway: a("10.1.0.254"), Source: a("10.1.0.1"), MTU: 1300})
+	r.require("10.3.0.0/16", Route{Ifindex: eth0, Gateway: a("192.0.2.254"), Source: a("192.0.2.5"), MTU: 1500})
+	r.require("10.4.0.0/16", Route{Ifindex: eth1, Gateway: a("198.51.100.254"), Source: a("198.51.100.1"), MTU: 1400})
+	r.require("10.5.0.0/16", Route{Ifindex: eth1, Gateway: a("198.51.100.9"), Source: a("198.51.100.1"), MTU: 1400})
+	r.require("10.6.0.0/16", Route{Ifindex: eth1, Source: a("198.51.100.1"), MTU: 1400})
+	// A device without an address borrows one, as the kernel does.
+	got, ok := r.find("10.7.0.0/16")
+	require.True(t, ok)
+	require.Equal(t, bare, got.Ifindex)
+	require.Len(t, r.list, 10, "%v", r.list)
+
+	// What the kernel itself chooses, for an address in each prefix.
+	for _, one := range r.list {
+		dst := one.Dst.Addr().Next().Next()
+		if one.Dst == netip.MustParsePrefix("10.5.0.0/16") {
+			continue // one next hop of two, by a hash
+		}
+		if one.Dst.Bits() == 0 {
+			dst = a("8.8.8.8")
+		}
+		got, err := h.RouteGet(dst.AsSlice())
+		require.NoError(t, err)
+		require.Equal(t, got[0].Src.String(), one.Source.String(), one.Dst.String())
+		require.Equal(t, got[0].LinkIndex, one.Ifindex, one.Dst.String())
+	}
+
+	setSysctl(t, ns, "ipv4/conf/eth2/ignore_routes_with_linkdown", "0")
+	again, err := Routes(ns, netlink.FAMILY_V4)
+	require.NoError(t, err)
+	require.Len(t, again, 12, "a route without carrier counts, as for the kernel")
+
+	existing, err := ExistingRoutes(ns)
+	require.NoError(t, err)
+	for _, p := range prefixes("10.66.0.0/16", "10.69.0.0/16", "10.70.0.0/16", "203.0.113.0/24") {
+		require.Contains(t, existing, p)
+	}
+}
+
+func TestRoutesIPv6(t *testing.T) {
+	ns, h := newNS(t)
+	r := &routeHost{t: t, h: h}
+	eth0 := uplink(t, h, "eth0", "2001:db8:1::1/64", "fd00:1::1/64").Attrs().Index
+	eth1 := uplink(t, h, "eth1", "fd00:2::1/64").Attrs().Index
+	gw := func(ifindex int, gw string) func(*netlink.Route) {
+		return func(r *netlink.Route) { r.LinkIndex, r.Gw = ifindex, netip.MustParseAddr(gw).AsSlice() }
+	}
+	r.add("::/0", gw(eth0, "fe80::1"))
+	r.add("fd00:3::/48", gw(eth0, "fe80::2"))
+	r.add("2001:db8:9::/48", func(r *netlink.Route) { gw(eth1, "fd00:2::9")(r); r.MTU = 1280 })
+	r.add("2001:db8:a::/48", func(r *netlink.Route) {
+		gw(eth0, "fe80::3")(r)
+		r.Src = netip.MustParseAddr("fd00:1::1").AsSlice()
+	})
+	r.add("2001:db8:b::/48", func(r *netlink.Route) {
+		r.MultiPath = []*netlink.NexthopInfo{
+			{LinkIndex: eth1, Gw: netip.MustParseAddr("fd00:2::9").AsSlice()},
+			{LinkIndex: eth0, Gw: netip.MustParseAddr("fe80::9").AsSlice()}}
+	})
+	r.add("2001:db8:66::/48", func(r *netlink.Route) { r.Type = unix.RTN_UNREACHABLE })
+
+	var err error
+	r.list, err = Routes(ns, netlink.FAMILY_V6)
+	require.NoError(t, err)
+	a := netip.MustParseAddr
+	r.require("::/0", Route{Ifindex: eth0, Gateway: a("fe80::1"), Source: a("2001:db8:1::1"), MTU: 1500})
+	r.require("2001:db8:1::/64", Route{Ifindex: eth0, Source: a("2001:db8:1::1"), MTU: 1500})
+	r.require("fd00:1::/64", Route{Ifindex: eth0, Source: a("fd00:1::1"), MTU: 1500})
+	r.require("fd00:3::/48", Route{Ifindex: eth0, Gateway: a("fe80::2"), Source: a("fd00:1::1"), MTU: 1500})
+	r.require("2001:db8:9::/48", Route{Ifindex: eth1, Gateway: a("fd00:2::9"), Source: a("fd00:2::1"), MTU: 1280})
+	r.require("2001:db8:a::/48", Route{Ifindex: eth0, Gateway: a("fe80::3"), Source: a("fd00:1::1"), MTU: 1500})
+	got, ok := r.find("2001:db8:b::/48")
+	require.True(t, ok)
+	require.True(t, got.Gateway == a("fd00:2::9") || got.Gateway == a("fe80::9"), got)
+	require.True(t, (got.Ifindex == eth1) == (got.Gateway == a("fd00:2::9")), got)
+	for _, p := range []string{"2001:db8:66::/48", "fe80::/64", "ff00::/8"} {
+		_, ok := r.find(p)
+		require.False(t, ok, p)
+	}
+}
+
+// Many routes over few gateways: the kernel is asked once per gateway.
+func TestRoutesMany(t *testing.T) {
+	ns, h := newNS(t)
+	r := &routeHost{t: t, h: h}
+	eth0 := uplink(t, h, "eth0", "192.0.2.1/24").Attrs().Index
+	for i := range 2000 {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
+		r.add(p.String(), func(r *netlink.Route) {
+			r.LinkIndex, r.Gw = eth0, netip.AddrFrom4([4]byte{192, 0, 2, 2}).AsSlice()
+		})
+	}
+	list, err := Routes(ns, netlink.FAMILY_V4)
+	require.NoError(t, err)
+	require.Len(t, list, 2001)
+	for i, one := range list {
+		require.Equal(t, "192.0.2.1", one.Source.String())
+		require.True(t, i == 0 || ComparePrefix(list[i-1].Dst, one.Dst) < 0, "sorted")
+	}
+}

@@ -1,0 +1,66 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/bpfnet/bpfnet/control/netns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Inject sends a frame n times by a device, as root of the namespace could.
+func Inject(ns *netns.NS, device string, frame []byte, n int) error {
+	return InjectEach(ns, device, n, func(int) []byte { return frame })
+}
+
+// InjectEach is Inject with a frame for each number from 0 to n-1.
+func InjectEach(ns *netns.NS, device string, n int, frame func(i int) []byte) error {
+	fd, err := packetSocket(ns, device, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for i := range n {
+		f := frame(i)
+		var err error
+		// ENOBUFS: the device's queue is full for the moment.
+		if !eventually(5*time.Second, func() bool {
+			err = unix.Send(fd, f, 0)
+			return !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+		}) || err != nil {
+			return fmt.Errorf("device %s: frame %d: %w", device, i, err)
+		}
+	}
+	return nil
+}
+
+// packetSocket is bound to a device ("" for all of the namespace's) and gets what
+// protocol asks for, 0 for nothing.
+func packetSocket(ns *netns.NS, device string, protocol uint16) (fd int, err error) {
+	sa := &unix.SockaddrLinklayer{Protocol: protocol<<8 | protocol>>8}
+	if device != "" {
+		err := onLink(ns, device, func(_ *netlink.Handle, l netlink.Link) error {
+			sa.Ifindex = l.Attrs().Index
+			return nil
+		})
+		if err != nil {
+			return -1, err
+		}
+	}
+	err = ns.Do(func() error {
+		// Made for protocol 0, it gets nothing before it is bound.
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		if err := unix.Bind(fd, sa); err != nil {
+			unix.Close(fd)
+			return os.NewSyscallError("bind", err)
+		}
+		return nil
+	})
+	return fd, err
+}
