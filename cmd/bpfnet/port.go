@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bpfnet/bpfnet/control"
+)
+
+func portCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "port NAME [PORT[/PROTO]]",
+		Short:   "List a container's published ports",
+		Example: "  bpfnet port web\n  bpfnet port web 80/tcp",
+		Args:    wants(1, 2, "NAME [PORT[/PROTO]]"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			return a.with(func(m *control.Manager) error {
+				c, err := m.Container(args[0])
+				if err != nil {
+					return err
+				}
+				pubs, err := m.Publications(c.ID)
+				if err != nil {
+					return err
+				}
+				if len(args) == 1 {
+					return a.printBindings(bindings(pubs), false)
+				}
+				port, err := portKey(args[1])
+				if err != nil {
+					return err
+				}
+				found := []binding{}
+				for _, b := range bindings(pubs) {
+					if b.Port == port {
+						found = append(found, b)
+					}
+				}
+				if len(found) == 0 {
+					return fmt.Errorf("no public port '%s' published for %s", port, args[0])
+				}
+				return a.printBindings(found, true)
+			})
+		},
+		ValidArgsFunction: firstContainerName,
+	}
+}
+
+// portKey reads PORT[/PROTO] and returns it as bindings have it.
+func portKey(text string) (string, error) {
+	port, proto, ok := strings.Cut(text, "/")
+	if !ok {
+		proto = "tcp"
+	}
+	var n uint16
+	if _, err := fmt.Sscanf(port, "%d", &n); err != nil || n == 0 || fmt.Sprint(n) != port {
+		return "", fmt.Errorf("port %q: not a port, 1-65535", port)
+	}
+	proto = strings.ToLower(proto)
+	if proto != "tcp" && proto != "udp" && proto != "sctp" {
+		return "", fmt.Errorf("protocol %q: tcp, udp or sctp", proto)
+	}
+	return port + "/" + proto, nil
+}
+
+// printBindings prints a line each: with the container's port, or the host's side alone.
+func (a *app) printBindings(list []binding, hostOnly bool) error {
+	if a.json() {
+		return a.printJSON(list)
+	}
+	for _, b := range list {
+		if hostOnly {
+			fmt.Fprintln(a.out, b.host())
+		} else {
+			fmt.Fprintf(a.out, "%s -> %s\n", b.Port, b.host())
+		}
+	}
+	return nil
+}
+
+func publishCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "publish NAME SPEC...",
+		Short: "Publish ports of a running container",
+		Long: `Publish ports of a running container, all of them or none. SPEC is that of run -p:
+[IP:][HOSTPORT[-END]:]PORT[-END][/tcp|udp|sctp][,from=CIDR[,CIDR...]].`,
+		Example: "  bpfnet publish web 8080:80\n  bpfnet publish web 127.0.0.1::443 5000-5009:5000-5009/udp",
+		Args:    wants(2, -1, "NAME SPEC..."),
+		RunE: func(_ *cobra.Command, args []string) error {
+			return a.with(func(m *control.Manager) error {
+				pubs, err := m.Publish(args[0], args[1:]...)
+				if err != nil {
+					return err
+				}
+				return a.printBindings(bindings(pubs), false)
+			})
+		},
+		ValidArgsFunction: firstContainerName,
+	}
+}
+
+func unpublishCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "unpublish NAME SPEC...",
+		Short:   "Take published ports back",
+		Example: "  bpfnet unpublish web 8080:80",
+		Args:    wants(2, -1, "NAME SPEC..."),
+		RunE: func(_ *cobra.Command, args []string) error {
+			return a.with(func(m *control.Manager) error { return m.Unpublish(args[0], args[1:]...) })
+		},
+		ValidArgsFunction: firstContainerName,
+	}
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/bpfnet/bpfnet/control"
+)
+
+// app is what all commands share: the global flags and the standard streams.
+type app struct {
+	options  control.Options
+	output   string
+	debug    bool
+	prepared bool
+
+	in, out, err *os.File
+}
+
+// execute runs a command line and returns its exit status.
+func execute(a *app, args []string) int {
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	cmd, err := root.ExecuteC()
+	return a.report(cmd, err)
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "bpfnet",
+		Short: "Docker-style container networking with the packet path in eBPF",
+		Long: `bpfnet gives this host Docker-style container networking: bridge networks,
+published ports, masquerade, links. The packets' path is eBPF; no iptables, no
+connection tracking, no proxy and no daemon take part in it.`,
+		Example: `  bpfnet run -d --name web -p 8080:80 -- python3 -m http.server 80
+  bpfnet ps
+  bpfnet port web
+  bpfnet rm -f web`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.prepare(cmd) },
+	}
+	group(root)
+	f := root.PersistentFlags()
+	f.SortFlags = false
+	f.StringVar(&a.options.Root, "root", "", "`directory` of the store, container files and logs (default /var/lib/bpfnet)")
+	f.StringVar(&a.options.BPFFS, "bpffs", "", "`directory` of the pins (default /sys/fs/bpf/bpfnet)")
+	f.StringVar(&a.options.Netns, "netns", "", "`path` of the network namespace that plays the host (default the caller's)")
+	f.StringVar(&a.options.Cgroup, "cgroup", "", "cgroup v2 `directory` that the bind guard attaches to (default the mount of cgroup v2)")
+	f.StringVar(&a.options.Datapath, "datapath", "", "`bpf` or iptables, chosen when the host is first set up (default bpf)")
+	f.StringVar(&a.options.Config, "config", "", "configuration `file` with daemon.json's keys (default /etc/bpfnet/config.json)")
+	f.StringVarP(&a.output, "output", "o", "text", "`text` or json")
+	f.BoolVar(&a.debug, "debug", false, "say more on standard error")
+
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%v", err) })
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.AddCommand(containerCommands(a)...)
+	root.AddCommand(
+		containerGroup(a), networkGroup(a), bridgeGroup(a),
+		initCommand(a), statusCommand(a), flowsCommand(a), reconcileCommand(a), uninstallCommand(a),
+		demoCommand(a), versionCommand(a), superviseCommand(a),
+	)
+	return root
+}
+
+// containerCommands are those that stand both alone and below "container".
+func containerCommands(a *app) []*cobra.Command {
+	return []*cobra.Command{
+		runCommand(a), attachCommand(a), execCommand(a), psCommand(a), logsCommand(a),
+		startCommand(a), stopCommand(a), restartCommand(a), rmCommand(a), inspectCommand(a),
+		portCommand(a), publishCommand(a), unpublishCommand(a), linkCommand(a), unlinkCommand(a),
+	}
+}
+
+func containerGroup(a *app) *cobra.Command {
+	c := group(&cobra.Command{
+		Use:     "container",
+		Short:   "The commands for containers, under Docker's other spelling",
+		Example: "  bpfnet container ls -a\n  bpfnet container port web",
+	})
+	c.AddCommand(containerCommands(a)...)
+	return c
+}
+
+// prepare fills global flags that were not given from the environment.
+func (a *app) prepare(cmd *cobra.Command) error {
+	if a.prepared {
+		return nil
+	}
+	a.prepared = true
+	var err error
+	cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) {
+		key := "BPFNET_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if value, ok := os.LookupEnv(key); ok && !f.Changed && err == nil {
+			if bad := f.Value.Set(value); bad != nil {
+				err = fmt.Errorf("%s=%s: %w", key, value, bad)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if a.output != "text" && a.output != "json" {
+		return fmt.Errorf("--output %q: text or json", a.output)
+	}
+	if a.debug {
+		slog.SetDefault(slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	}
+	a.options.Warn = func(line string) { fmt.Fprintf(a.err, "bpfnet: warning: %s\n", oneLine(line)) }
+	return nil
+}
+
+func (a *app) json() bool { return a.output == "json" }
+
+// globalArgs gives another bpfnet process the same host.
+func (a *app) globalArgs() []string {
+	var args []string
+	for _, f := range []struct{ name, value string }{
+		{"root", a.options.Root}, {"bpffs", a.options.BPFFS}, {"netns", a.options.Netns},
+		{"cgroup", a.options.Cgroup}, {"datapath", a.options.Datapath}, {"config", a.options.Config},
+	} {
+		if f.value != "" {
+			args = append(args, "--"+f.name+"="+f.value)
+		}
+	}
+	return args
+}
+
+// open is how every command that touches the host begins.
+func (a *app) open() (*control.Manager, error) {
+	if os.Geteuid() != 0 {
+		return nil, control.ErrNotRoot
+	}
+	return control.Open(a.options)
+}
+
+// with runs fn on a Manager.
+func (a *app) with(fn func(*control.Manager) error) error {
+	m, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return fn(m)
+}

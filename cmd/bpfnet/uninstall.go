@@ -1,0 +1,39 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/bpfnet/bpfnet/control"
+)
+
+func uninstallCommand(a *app) *cobra.Command {
+	var seconds int
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Take everything of bpfnet's down: leave nothing behind",
+		Long: `Stop the commands that bpfnet started, detach what was attached, and remove every
+device, program, pin, mount and file of bpfnet's.`,
+		Example: "  bpfnet uninstall\n  bpfnet uninstall -t 0",
+		Args:    wantsNothing,
+		RunE: func(_ *cobra.Command, _ []string) error {
+			return a.with(func(m *control.Manager) error {
+				containers, err := m.Containers()
+				if err != nil {
+					return err
+				}
+				var running []string
+				for _, c := range containers {
+					if !c.Attached && c.State == control.StateRunning {
+						running = append(running, c.ID)
+					}
+				}
+				if err := a.stopAll(running, grace(seconds), false); err != nil {
+					return err
+				}
+				return m.Uninstall()
+			})
+		},
+	}
+	timeFlag(cmd, &seconds)
+	return cmd
+}
