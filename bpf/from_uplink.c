@@ -63,7 +63,7 @@ static __noinline int from_uplink_slow(struct __sk_buff *skb)
 {
 	struct scratch *s;
 	struct packet *p;
-	__u32 rule, network;
+	__u32 rule, network, local;
 	int err;
 
 	err = start(skb, &s, ZONE_WORLD);
@@ -77,14 +77,15 @@ static __noinline int from_uplink_slow(struct __sk_buff *skb)
 		return err;
 	if (addr_loopback(&p->daddr))
 		return drop(skb, REASON_LOOPBACK);
-	network = network_of(&p->daddr);
-	if (network && !host_addr(&p->daddr)) {
+	local = host_addr(&p->daddr);
+	network = local ? 0 : network_of(&p->daddr);
+	if (network) {
 		err = decide_routed_in(s, network);
 		return err ? drop(skb, err) : first(skb, s);
 	}
 	if (p->kind != PACKET_FLOW || !opens(p))
 		return PASS;
-	rule = publication(&p->daddr, p->dport, p->proto, p->family, 0);
+	rule = publication(&p->daddr, p->dport, p->proto, p->family, local);
 	if (!rule || host_connected(skb, p))
 		return PASS;
 	err = decide_published_in(skb, s, rule);

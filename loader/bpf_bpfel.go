@@ -100,8 +100,7 @@ type BPFEndpointKey struct {
 
 type BPFFlow struct {
 	_         structs.HostLayout
-	Packets   uint64
-	Bytes     uint64
+	Epoch     uint32
 	Seen      uint32
 	Timeout   uint16
 	Mtu       uint16
@@ -115,18 +114,23 @@ type BPFFlow struct {
 	PortDelta uint16
 	Sport     uint16
 	Dport     uint16
-	Macs      [12]uint8
 	Pad       uint16
-	Src       BPFRef
-	Dst       BPFRef
-	Rule      BPFRef
+	Macs      [12]uint8
+	Sender    [6]uint8
+	Pad2      [2]uint8
 	Saddr     BPFAddr
 	Daddr     BPFAddr
 	Nexthop   BPFAddr
 	ZoneTwin  uint32
+	Packets   uint64
+	Bytes     uint64
+	Src       BPFRef
+	Dst       BPFRef
+	Rule      BPFRef
 	Expect    uint32
 	Slot      uint32
 	Owner     uint32
+	Pad3      uint32
 }
 
 type BPFFlowFlags uint32
@@ -476,6 +480,7 @@ const (
 	BPFMapDrops               = "drops"
 	BPFMapEndpointAddrs       = "endpoint_addrs"
 	BPFMapEndpoints           = "endpoints"
+	BPFMapEpochs              = "epochs"
 	BPFMapFlows4              = "flows4"
 	BPFMapFlows6              = "flows6"
 	BPFMapFreeSlots           = "free_slots"
@@ -587,6 +592,7 @@ type BPFMapSpecs struct {
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	EndpointAddrs *ebpf.MapSpec `ebpf:"endpoint_addrs"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	Epochs        *ebpf.MapSpec `ebpf:"epochs"`
 	Flows4        *ebpf.MapSpec `ebpf:"flows4"`
 	Flows6        *ebpf.MapSpec `ebpf:"flows6"`
 	FreeSlots     *ebpf.MapSpec `ebpf:"free_slots"`
@@ -658,6 +664,7 @@ type BPFMaps struct {
 	Drops         *ebpf.Map `ebpf:"drops"`
 	EndpointAddrs *ebpf.Map `ebpf:"endpoint_addrs"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	Epochs        *ebpf.Map `ebpf:"epochs"`
 	Flows4        *ebpf.Map `ebpf:"flows4"`
 	Flows6        *ebpf.Map `ebpf:"flows6"`
 	FreeSlots     *ebpf.Map `ebpf:"free_slots"`
@@ -689,6 +696,7 @@ func (m *BPFMaps) Close() error {
 		m.Drops,
 		m.EndpointAddrs,
 		m.Endpoints,
+		m.Epochs,
 		m.Flows4,
 		m.Flows6,
 		m.FreeSlots,

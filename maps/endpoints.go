@@ -30,7 +30,7 @@ type EndpointState struct {
 
 // Endpoints writes the slots, and what leads to them: addresses and devices.
 type Endpoints struct {
-	endpoints table[uint32, loader.BPFEndpoint]
+	endpoints versioned[uint32, loader.BPFEndpoint]
 	addrs     table[loader.BPFEndpointKey, uint32]
 	devices   *Devices
 }

@@ -11,7 +11,7 @@ import (
 // networks (see Networks), the others publications and links. A change of a
 // rule makes the programs judge its flows again.
 type Rules struct {
-	rules   table[uint32, loader.BPFRule]
+	rules   versioned[uint32, loader.BPFRule]
 	sources table[loader.BPFSourceKey, uint32]
 }
 

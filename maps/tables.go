@@ -44,12 +44,12 @@ type Tables struct {
 func New(src Source) *Tables {
 	devices := &Devices{table[uint32, loader.BPFDevice]{src, loader.BPFMapDevices}}
 	rules := &Rules{
-		rules:   table[uint32, loader.BPFRule]{src, loader.BPFMapRules},
+		rules:   versioned[uint32, loader.BPFRule]{table[uint32, loader.BPFRule]{src, loader.BPFMapRules}, epoch{src}},
 		sources: table[loader.BPFSourceKey, uint32]{src, loader.BPFMapSources},
 	}
 	return &Tables{
 		Endpoints: &Endpoints{
-			endpoints: table[uint32, loader.BPFEndpoint]{src, loader.BPFMapEndpoints},
+			endpoints: versioned[uint32, loader.BPFEndpoint]{table[uint32, loader.BPFEndpoint]{src, loader.BPFMapEndpoints}, epoch{src}},
 			addrs:     table[loader.BPFEndpointKey, uint32]{src, loader.BPFMapEndpointAddrs},
 			devices:   devices,
 		},

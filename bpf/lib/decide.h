@@ -102,6 +102,7 @@ __noinline int begin(struct scratch *s, __u32 kind, __u32 flags)
 	if (s->endpoint) {
 		refer_endpoint(&f->src, s->endpoint);
 		r->dst = f->src;
+		mac_copy(f->sender, s->packet.src_mac);
 	}
 	return 0;
 }
@@ -122,6 +123,7 @@ __noinline int aim(struct scratch *s, __u32 id, __u32 verdict)
 	f->mtu = e->mtu ? e->mtu : 65535;
 	mac_copy(f->macs, e->mac);
 	mac_copy(f->macs + 6, n->mac);
+	mac_copy(s->reply.sender, e->mac);
 	refer_endpoint(&f->dst, id);
 	f->zone_twin = e->ifindex;
 	s->reply.src = f->dst;

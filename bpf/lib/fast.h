@@ -20,8 +20,7 @@ enum hook {
 static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *eth, struct flow *f,
 					enum hook hook, __u8 ttl, __u32 l4_end)
 {
-	__u32 tick = now(), id = f->src.id;
-	struct endpoint *e;
+	__u32 tick = now();
 
 	if (!flow_current(f) || flow_idle(f, tick) || f->state != FLOW_ESTABLISHED)
 		return false;
@@ -31,11 +30,8 @@ static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *et
 		return false;
 	if (too_big(skb, l4_end, f->mtu))
 		return false;
-	if (hook == HOOK_ENDPOINT) {
-		e = bpf_map_lookup_elem(&endpoints, &id);
-		if (!e || !mac_equal(eth->src, e->mac))
-			return false;
-	}
+	if (hook == HOOK_ENDPOINT && !mac_equal(eth->src, f->sender))
+		return false;
 	if (f->seen != tick)
 		f->seen = tick;
 	f->packets++;

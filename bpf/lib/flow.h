@@ -206,8 +206,7 @@ static __always_inline bool endpoint_current(const struct ref *r)
 	return e && e->gen == r->gen;
 }
 
-/* Do the endpoints and the rule behind f still say what they said? */
-static __always_inline bool flow_current(const struct flow *f)
+static __noinline bool references_current(const struct flow *f)
 {
 	__u32 id = f->rule.id;
 	struct rule *rule;
@@ -216,6 +215,23 @@ static __always_inline bool flow_current(const struct flow *f)
 		return false;
 	rule = bpf_map_lookup_elem(&rules, &id);
 	return rule && rule->gen == f->rule.gen;
+}
+
+/* Do the endpoints and the rule behind f still say what they said? The epoch is
+ * read before the generations, and written after them by who changes them. */
+static __always_inline bool flow_current(struct flow *f)
+{
+	__u32 zero = 0, *epoch = bpf_map_lookup_elem(&epochs, &zero), at;
+
+	if (!epoch)
+		return false;
+	at = *(volatile __u32 *)epoch;
+	if (f->epoch == at)
+		return true;
+	if (!references_current(f))
+		return false;
+	f->epoch = at;
+	return true;
 }
 
 static __always_inline bool flow_idle(const struct flow *f, __u32 tick)
@@ -301,12 +317,19 @@ static __noinline bool slot_take(const struct tuple *t, __u32 *index)
 	return true;
 }
 
-static __always_inline void quota_add(__u32 owner, __s32 n)
+/* An endpoint of a new generation starts to count anew. */
+static __always_inline void quota_add(struct ref owner, __s32 n)
 {
-	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner);
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner.id);
 
-	if (owner && e)
+	if (owner.id && e && owner.gen == e->gen)
 		__sync_fetch_and_add(&e->flows, n);
+}
+
+/* The endpoint whose quota f counts in. */
+static __always_inline struct ref owner_of(const struct flow *f)
+{
+	return f->src.id == f->owner ? f->src : f->dst;
 }
 
 /* Takes the established entries of f away; whoever deletes the initiator's
@@ -315,7 +338,8 @@ static __noinline void flow_unlist(const struct tuple *t, const struct flow *f, 
 {
 	const struct tuple *first = f->flags & FLOW_REPLY ? twin : t;
 	const struct tuple *second = f->flags & FLOW_REPLY ? t : twin;
-	__u32 index = f->slot, owner = f->owner;
+	struct ref owner = owner_of(f);
+	__u32 index = f->slot;
 	struct slot *slot = bpf_map_lookup_elem(&slots, &index);
 	__u32 word = slot ? slot->family : 0;
 
@@ -388,7 +412,7 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 	/* The reply first: who finds the initiator's entry finds both. */
 	if (!put_established(twin, other)) {
 		if (!put_established(t, f)) {
-			quota_add(owner, 1);
+			quota_add(owner_of(f), 1);
 			delete_half_open(t);
 			delete_half_open(twin);
 			count(COUNTER_FLOW_ESTABLISHED);

@@ -229,6 +229,17 @@ struct {
 	PINNED;
 } settings SEC(".maps");
 
+/* Counts the changes of endpoints and rules, so that an established packet need
+ * not look at each. Written by the control plane after the generation that changed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE_);
+	__type(key, __u32);
+	__type(value, __u32);
+	PINNED;
+} epochs SEC(".maps");
+
 /* Drops by device and reason. Full: the longest unused goes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_PERCPU_HASH);

@@ -104,10 +104,15 @@ enum flow_flags {
 	FLOW_LISTED = 128,		/* established: has a slot of the sweep's list */
 };
 
-/* Everything that the next packet of one direction needs. */
+/*
+ * Everything that the next packet of one direction needs. The order is that of
+ * use: an established packet touches the first 120 bytes and no other table.
+ *
+ * epoch is that of the last time that the references were compared. While no
+ * object has changed since, they need not be compared again.
+ */
 struct flow {
-	__u64 packets;
-	__u64 bytes;			/* as seen on the hook, link-layer header included */
+	__u32 epoch;
 	__u32 seen;			/* tick of the last packet, written once a tick */
 	__u16 timeout;			/* ticks */
 	__u16 mtu;			/* of the way out, bytes from the IP header on */
@@ -121,18 +126,23 @@ struct flow {
 	__u16 port_delta;		/* ports */
 	__be16 sport;			/* the tuple after translation */
 	__be16 dport;
-	__u8 macs[12];			/* destination, source: for VERDICT_PEER, _EGRESS, _HOST */
 	__u16 pad;
-	struct ref src;			/* endpoint that sends, */
-	struct ref dst;			/* endpoint that receives, */
-	struct ref rule;		/* what allowed it: network, publication or link */
+	__u8 macs[12];			/* destination, source: for VERDICT_PEER, _EGRESS, _HOST */
+	__u8 sender[6];			/* MAC of the container that sends */
+	__u8 pad2[2];
 	struct addr saddr;		/* the tuple after translation */
 	struct addr daddr;
 	struct addr nexthop;		/* for VERDICT_UPLINK */
 	__u32 zone_twin;		/* zone in which the other direction arrives */
+	__u64 packets;
+	__u64 bytes;			/* as seen on the hook, link-layer header included */
+	struct ref src;			/* endpoint that sends, */
+	struct ref dst;			/* endpoint that receives, */
+	struct ref rule;		/* what allowed it: network, publication or link */
 	__u32 expect;			/* TCP half-open: acknowledgement that proves the initiator (host order) */
 	__u32 slot;			/* of the sweep's list, once FLOW_LISTED */
 	__u32 owner;			/* endpoint whose quota this flow counts in */
+	__u32 pad3;
 };
 
 /* A container's attachment to a network. */

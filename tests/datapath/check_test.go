@@ -218,3 +218,9 @@ func sourcePort(frame []byte) uint16 {
 	}
 	return uint16(frame[l4])<<8 | uint16(frame[l4+1])
 }
+
+// with is the packet with something changed.
+func (p packet) with(edit func(*packet)) packet {
+	edit(&p)
+	return p
+}

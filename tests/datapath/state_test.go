@@ -115,6 +115,7 @@ func (w *world) change(slot uint32, edit func(*loader.BPFEndpoint)) {
 	require.NoError(w.t, w.objs.Endpoints.Lookup(slot, &e))
 	edit(&e)
 	w.put(w.objs.Endpoints, slot, e)
+	w.advance()
 }
 
 // flags edits a network's flags, and gives it its next generation.

@@ -177,6 +177,7 @@ func (w *world) bump(rule uint32, kind loader.BPFRuleKind) {
 	require.NoError(w.t, w.objs.Rules.Lookup(rule, &r))
 	r.Gen, r.Kind = r.Gen+1, uint8(kind)
 	w.put(w.objs.Rules, rule, r)
+	w.advance()
 }
 
 func (w *world) endpoint(slot, number uint32, last byte) {
@@ -190,6 +191,7 @@ func (w *world) endpoint(slot, number uint32, last byte) {
 	e := loader.BPFEndpoint{Gen: 1, Ifindex: uint32(c.ifindex), Network: number, Mtu: 1500, Ip4: addr(c.ip4), Ip6: addr(c.ip6), LinkLocal: addr(c.ll6)}
 	copy(e.Mac[:], c.mac)
 	w.put(w.objs.Endpoints, slot, e)
+	w.advance()
 	w.put(w.objs.Devices, uint32(c.ifindex), loader.BPFDevice{Kind: uint32(loader.BPFDeviceKindDEVICE_ENDPOINT), Id: slot})
 	for _, a := range []netip.Addr{c.ip4, c.ip6, c.ll6} {
 		w.put(w.objs.EndpointAddrs, loader.BPFEndpointKey{Addr: addr(a), Network: number}, slot)
@@ -209,6 +211,7 @@ func (w *world) publish(rule, slot uint32, hostPort, port uint16, flags uint8) {
 	require.NoError(w.t, w.objs.Rules.Lookup(rule, &old))
 	w.put(w.objs.Rules, rule, loader.BPFRule{Gen: old.Gen + 1, Kind: uint8(loader.BPFRuleKindRULE_PUBLICATION), Flags: flags,
 		HostPort: hostPort, Port: port, Endpoint4: slot, Endpoint6: slot})
+	w.advance()
 	for proto := range uint32(2) {
 		w.put(w.objs.Ports4, proto*65536+uint32(hostPort), rule)
 		w.put(w.objs.Ports6, proto*65536+uint32(hostPort), rule)
@@ -254,3 +257,11 @@ func route(ifindex int, next, source netip.Addr) loader.BPFRoute {
 }
 
 func be16(v uint16) uint16 { return v<<8 | v>>8 }
+
+// advance tells the programs that a generation has changed.
+func (w *world) advance() {
+	w.t.Helper()
+	var epoch uint32
+	require.NoError(w.t, w.objs.Epochs.Lookup(uint32(0), &epoch))
+	w.put(w.objs.Epochs, uint32(0), epoch+1)
+}
