@@ -55,7 +55,7 @@ deps: ## what the tests need, from Debian's or Ubuntu's packages
 verifier: ## verified instructions per program; the log where one is refused
 	$(GO) run ./tests/verifier $(PROG)
 
-lab-shell: build ## a shell in a host of its own: client, uplink, store, pins, cgroup
+lab-shell: go-found ## a shell in a host of its own: client, uplink, store, pins, cgroup
 	$(GO) run ./tests/lab/shell
 
 soak: deps build ## the long counts

@@ -15,7 +15,13 @@ type Options struct {
 	Cgroup   string
 	Datapath string // bpf (iptables: later)
 	Config   string // path of the configuration file
+
+	// Warn gets lines for the user that are no errors; nil: nobody does.
+	Warn func(line string)
 }
+
+// DatapathBPF is the only datapath so far.
+const DatapathBPF = "bpf"
 
 // NetworkOptions are the flags of network create. Zero values are defaults.
 type NetworkOptions struct {
@@ -127,4 +133,20 @@ type DropStatus struct {
 	Container string `json:"container,omitempty"`
 	Reason    string `json:"reason"`
 	Packets   uint64 `json:"packets"`
+}
+
+// BridgeInfo is one bridge as the kernel has it, and who is behind its ports.
+type BridgeInfo struct {
+	Name    string       `json:"name"`
+	ID      string       `json:"id"` // "8000.0242ac110001": priority and MAC
+	STP     bool         `json:"stp"`
+	Network string       `json:"network"` // name
+	Ports   []BridgePort `json:"interfaces"`
+}
+
+// BridgePort is a device on a bridge; Container and Interface are empty for one that is not bpfnet's.
+type BridgePort struct {
+	Device    string `json:"device"`
+	Container string `json:"container,omitempty"` // name
+	Interface string `json:"interface,omitempty"` // in the container
 }

@@ -1,68 +1,167 @@
 // Package control is the control plane: it keeps what the user asked for in the
 // store and makes the kernel match it.
+//
+// Every command is one operation (op): it holds the store's lock, plans and
+// works in one transaction, and takes back what it did when a step fails. A
+// file marks the time in which the kernel may be half way: whoever finds it
+// left behind reconciles first.
 package control
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 
-var errTODO = errors.New("not built yet")
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfnet/bpfnet/control/store"
+)
+
+// DefaultRoot is where the store is when Options.Root is empty.
+const DefaultRoot = "/var/lib/bpfnet"
+
+// Buckets of the store. Keys with several parts have them separated by "/".
+const (
+	bucketHost         = "host"          // "host": hostRecord
+	bucketNetworks     = "networks"      // ID: Network
+	bucketNetworkNames = "network-names" // name: ID
+	bucketContainers   = "containers"    // ID: Container
+	bucketNames        = "names"         // name: container ID
+	bucketNumbers      = "numbers"       // kind: numbers
+	bucketAddresses    = "addresses"     // network/address: container ID
+	bucketMembers      = "members"       // network/container: slot, of endpoints that are up
+	bucketSlots        = "slots"         // slot: slotRecord
+	bucketPorts        = "ports"         // container/number: portBatch
+	bucketLinks        = "links"         // client/target: linkRecord, of links in force
+	bucketLinkedBy     = "linked-by"     // target/client: true, of all links
+	bucketSharedBy     = "shared-by"     // target/container: true, of ModeContainer
+	bucketHosts        = "hosts"         // container: lines of its hosts file that are ours
+	bucketNetns        = "netns"         // cookie: container ID
+)
+
+var allBuckets = []string{
+	bucketHost, bucketNetworks, bucketNetworkNames, bucketContainers, bucketNames, bucketNumbers, bucketAddresses,
+	bucketMembers, bucketSlots, bucketPorts, bucketLinks, bucketLinkedBy, bucketSharedBy, bucketHosts, bucketNetns,
+}
 
 // Manager works on one host. It is opened per command; several processes may
-// have one at once.
-type Manager struct{}
+// have one at once. Its methods are for one goroutine at a time.
+type Manager struct {
+	o    Options
+	root string
+}
 
-func Open(o Options) (*Manager, error) { return nil, errTODO }
-func (m *Manager) Close() error        { return nil }
+// Open prepares to work on a host and changes nothing. ErrNotRoot when the
+// caller is not root.
+func Open(o Options) (*Manager, error) {
+	if os.Geteuid() != 0 {
+		return nil, ErrNotRoot
+	}
+	if o.Root == "" {
+		o.Root = DefaultRoot
+	}
+	for _, p := range []*string{&o.Root, &o.BPFFS, &o.Netns, &o.Cgroup} {
+		if *p == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return nil, err
+		}
+		*p = abs
+	}
+	switch o.Datapath {
+	case "", DatapathBPF:
+	default:
+		return nil, invalid("datapath %q: only %s is built", o.Datapath, DatapathBPF)
+	}
+	return &Manager{o: o, root: o.Root}, nil
+}
 
-// Init sets the host up, or changes its configuration: nil keeps what is there.
-func (m *Manager) Init(c *Config) error { return errTODO }
+// Close ends the use of the Manager; nothing of the host changes.
+func (m *Manager) Close() error { return nil }
 
-// Reconcile makes the kernel match the store and says what it had to do, a line each.
-func (m *Manager) Reconcile() ([]string, error) { return nil, errTODO }
+func (m *Manager) storePath() string { return filepath.Join(m.root, "store.db") }
 
-// Uninstall takes everything of ours down, running containers' endpoints included.
-func (m *Manager) Uninstall() error { return errTODO }
+// dirtyPath is there while a command works on the kernel.
+func (m *Manager) dirtyPath() string { return filepath.Join(m.root, "dirty") }
 
-func (m *Manager) Status() (*Status, error)               { return nil, errTODO }
-func (m *Manager) Flows(f FlowFilter) ([]FlowInfo, error) { return nil, errTODO }
-func (m *Manager) FlushFlows(f FlowFilter) (int, error)   { return 0, errTODO }
+// warn hands a line to the user that is no error.
+func (m *Manager) warn(format string, a ...any) {
+	if m.o.Warn != nil {
+		m.o.Warn(fmt.Sprintf(format, a...))
+	}
+}
 
-func (m *Manager) CreateNetwork(o NetworkOptions) (*Network, error) { return nil, errTODO }
-func (m *Manager) Networks() ([]*Network, error)                    { return nil, errTODO }
-func (m *Manager) Network(ref string) (*Network, error)             { return nil, errTODO }
-func (m *Manager) RemoveNetwork(ref string) error                   { return errTODO }
+// openStore takes the store's lock. While this command waited for it, uninstall
+// may have removed the file: then the one that is there now is taken.
+func (m *Manager) openStore() (*store.DB, error) {
+	path := m.storePath()
+	for {
+		before, _ := os.Stat(path)
+		db, err := store.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		after, err := os.Stat(path)
+		if err == nil && (before == nil || os.SameFile(before, after)) {
+			if before != nil {
+				return db, nil
+			}
+			// New: somebody else may have made it, and removed it again.
+			if again, err := os.Stat(path); err == nil && os.SameFile(after, again) {
+				return db, nil
+			}
+		}
+		if err := db.Close(); err != nil {
+			return nil, err
+		}
+	}
+}
 
-// PruneNetworks removes unused networks and returns their names.
-func (m *Manager) PruneNetworks() ([]string, error)                           { return nil, errTODO }
-func (m *Manager) Connect(network, container string, o EndpointOptions) error { return errTODO }
-func (m *Manager) Disconnect(network, container string) error                 { return errTODO }
+// makeRoot makes the root directory for root's eyes only.
+func (m *Manager) makeRoot() error {
+	if err := os.MkdirAll(m.root, 0o700); err != nil {
+		return fmt.Errorf("root directory: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(m.root, &st); err != nil {
+		return fmt.Errorf("root directory %s: %w", m.root, err)
+	}
+	if st.Uid != 0 {
+		return fmt.Errorf("root directory %s: owned by user %d, not by root", m.root, st.Uid)
+	}
+	if st.Mode&0o077 != 0 {
+		return os.Chmod(m.root, 0o700)
+	}
+	return nil
+}
 
-// CreateContainer makes the namespace (or takes the one of o.Attach), joins the
-// networks and publishes the ports. A failure leaves nothing.
-func (m *Manager) CreateContainer(o ContainerOptions) (*Container, error) { return nil, errTODO }
-
-// PrepareStart gives a stopped container its namespace and networks again.
-func (m *Manager) PrepareStart(ref string) (*Container, error) { return nil, errTODO }
-
-// Started records the command of a container; supervisor may be 0.
-func (m *Manager) Started(id string, pid, supervisor int) error { return errTODO }
-
-// Finished takes the container's network down and records the exit code; a
-// container with AutoRemove is removed.
-func (m *Manager) Finished(id string, exitCode int) error { return errTODO }
-
-// RemoveContainer removes a stopped or attached container.
-func (m *Manager) RemoveContainer(ref string) error { return errTODO }
-
-// Containers lists all containers, oldest first, with states as they are now.
-func (m *Manager) Containers() ([]*Container, error)                    { return nil, errTODO }
-func (m *Manager) Container(ref string) (*Container, error)             { return nil, errTODO }
-func (m *Manager) Publications(container string) ([]Publication, error) { return nil, errTODO }
-
-// Publish adds ports to a running container: all of them or none.
-func (m *Manager) Publish(ref string, specs ...string) ([]Publication, error) { return nil, errTODO }
-func (m *Manager) Unpublish(ref string, specs ...string) error                { return errTODO }
-func (m *Manager) Link(ref, target string) error                              { return errTODO }
-func (m *Manager) Unlink(ref, target string) error                            { return errTODO }
-
-// ContainerDir is the directory of a container's hosts, hostname, resolv.conf and log.
-func (m *Manager) ContainerDir(id string) string { return "" }
+// view runs fn on what the store says, beside other readers. ok is false when
+// nobody has set this host up: fn did not run.
+func (m *Manager) view(fn func(*op) error) (ok bool, err error) {
+	db, err := store.OpenRead(m.storePath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer db.Close()
+	err = db.View(func(tx *store.Tx) error {
+		h, found, err := store.Get[hostRecord](tx, bucketHost, "host")
+		if err != nil || !found {
+			return err
+		}
+		if err := m.sameHost(&h); err != nil {
+			return err
+		}
+		o := &op{m: m, tx: tx, host: &h}
+		defer o.close()
+		ok = true
+		return fn(o)
+	})
+	return ok, err
+}

@@ -86,6 +86,7 @@ type Container struct {
 	Attached   bool                 `json:"attached,omitempty"`   // somebody else's namespace: detached by rm, never killed
 	Netns      string               `json:"netns"`                // path of the namespace (ours: under root)
 	NetnsID    string               `json:"netnsId"`              // "dev:inode", to notice a swapped path
+	Cookie     uint64               `json:"netnsCookie"`          // the kernel's number of it, never used twice before a reboot
 	Args       []string             `json:"args,omitempty"`
 	Env        []string             `json:"env,omitempty"`
 	Rootfs     string               `json:"rootfs,omitempty"`
@@ -103,8 +104,9 @@ type Container struct {
 	Endpoints  map[string]*Endpoint `json:"endpoints,omitempty"` // by network ID
 	State      string               `json:"state"`               // "created", "running", "exited"
 	PID        int                  `json:"pid,omitempty"`
-	PIDStart   uint64               `json:"pidStart,omitempty"` // start time in ticks, field 22 of /proc/PID/stat
-	Supervisor int                  `json:"supervisor,omitempty"`
+	PIDStart   uint64               `json:"pidStart,omitempty"`   // start time in ticks, field 22 of /proc/PID/stat
+	Supervisor int                  `json:"supervisor,omitempty"` // process that waits for PID, or makes it
+	SupStart   uint64               `json:"supervisorStart,omitempty"`
 	Started    time.Time            `json:"started,omitzero"`
 	Finished   time.Time            `json:"finished,omitzero"`
 	ExitCode   int                  `json:"exitCode"`
@@ -112,7 +114,7 @@ type Container struct {
 
 // Endpoint is a container's attachment to one network.
 type Endpoint struct {
-	Slot      uint32       `json:"slot"` // index in the endpoints map, 1..16383
+	Slot      uint32       `json:"slot"` // index in the endpoints map, 1..16383; 0: down
 	Network   string       `json:"network"`
 	Container string       `json:"container"`
 	HostIf    string       `json:"hostInterface"`
@@ -124,9 +126,13 @@ type Endpoint struct {
 	WantIPv4  netip.Addr   `json:"wantIPv4,omitzero"` // --ip, kept over restarts
 	WantIPv6  netip.Addr   `json:"wantIPv6,omitzero"`
 	WantMAC   string       `json:"wantMAC,omitempty"`
+	WantIf    string       `json:"wantInterface,omitempty"` // --ifname
+	LastIPv4  netip.Addr   `json:"lastIPv4,omitzero"`       // of a stopped container: taken again if it is free
+	LastIPv6  netip.Addr   `json:"lastIPv6,omitzero"`
 	Aliases   []string     `json:"aliases,omitempty"`
 	Links     []Link       `json:"links,omitempty"`
-	Gateway   bool         `json:"gateway"` // carries the default route
+	Gateway   bool         `json:"gateway"`            // carries the default route
+	Internal  bool         `json:"internal,omitempty"` // its network has no way out
 	Created   time.Time    `json:"created"`
 }
 

@@ -1,0 +1,146 @@
+package control
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// G9: what cannot be attached is an error, and nothing is left of the attempt.
+func TestAttachRefusals(t *testing.T) {
+	l := newLab(t)
+	l.container("first", ContainerOptions{})
+	dir := filepath.Dir(l.o.Netns)
+	file := filepath.Join(dir, "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	before := l.state()
+	for spec, want := range map[string]string{
+		"netns:" + filepath.Join(dir, "nothing"): "no such file or directory",
+		"netns:" + file:                          "not a network namespace",
+		"netns:/proc/self/ns/mnt":                "not a network namespace",
+		"netns:" + l.o.Netns:                     "is the host's own network namespace",
+		"netns:/proc/self/ns/net":                "is the host's own network namespace",
+		"netns:" + filepath.Join(dir, "first"):   "container first is attached to it already",
+		"pid:0":                                  "not a process number",
+		"pid:x":                                  "not a process number",
+		"pid:4194305":                            "no such process",
+		"what":                                   "not pid:N, netns:PATH or docker:NAME",
+		"netns:":                                 "not pid:N, netns:PATH or docker:NAME",
+	} {
+		_, err := l.m.CreateContainer(ContainerOptions{Name: "second", Attach: spec})
+		require.ErrorContains(t, err, want, spec)
+		require.NotContains(t, err.Error(), "\n")
+		require.Equal(t, before, l.state(), spec)
+	}
+}
+
+// The path leads to another namespace by the time that the work is done.
+func TestAttachSwapped(t *testing.T) {
+	l := newLab(t)
+	l.container("first", ContainerOptions{})
+	a, b := newNetns(t), newNetns(t)
+	pathA, pathB := l.keep(a, "a"), l.keep(b, "b")
+	link := filepath.Join(filepath.Dir(l.o.Netns), "link")
+	require.NoError(t, os.Symlink(pathA, link))
+	before := l.state()
+
+	opts := ContainerOptions{Name: "second", Attach: "netns:" + link}
+	ns, path, err := openAttach(opts.Attach)
+	require.NoError(t, err)
+	defer ns.Close()
+	require.NoError(t, os.Remove(link))
+	require.NoError(t, os.Symlink(pathB, link))
+	err = l.m.update(func(o *op) error {
+		_, err := o.createContainer(&opts, ns, path)
+		return err
+	})
+	require.ErrorContains(t, err, "changed while it was attached")
+	require.Equal(t, before, l.state())
+	require.Equal(t, []string{"lo"}, links(t, a))
+	require.Equal(t, []string{"lo"}, links(t, b))
+}
+
+func TestAttachProcess(t *testing.T) {
+	l := newLab(t)
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	require.NoError(t, cmd.Start())
+	kill := func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }
+	t.Cleanup(kill)
+	c, err := l.m.CreateContainer(ContainerOptions{Name: "proc", Attach: fmt.Sprintf("pid:%d", cmd.Process.Pid), Publish: []string{"8080:80"}})
+	require.NoError(t, err)
+	require.Equal(t, StateRunning, c.State)
+	kill()
+
+	got, err := l.m.Container("proc")
+	require.NoError(t, err)
+	require.Equal(t, StateExited, got.State)
+	lines, err := l.m.Reconcile()
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(lines, "\n"), "container proc: exited, its namespace is gone")
+	pubs, err := l.m.Publications("proc")
+	require.NoError(t, err)
+	require.Empty(t, pubs)
+	l.container("next", ContainerOptions{Publish: []string{"8080:80"}})
+}
+
+// state is everything that a failed command must leave alone.
+func (l *lab) state() string {
+	l.t.Helper()
+	var b strings.Builder
+	fmt.Fprintln(&b, links(l.t, l.host))
+	for _, dir := range []string{"netns", "containers"} {
+		entries, _ := os.ReadDir(filepath.Join(l.o.Root, dir))
+		for _, e := range entries {
+			fmt.Fprintln(&b, dir, e.Name())
+		}
+	}
+	pins, _ := filepath.Glob(filepath.Join(l.o.BPFFS, "links", "*"))
+	fmt.Fprintln(&b, pins)
+	_, err := os.Stat(l.m.dirtyPath())
+	fmt.Fprintln(&b, "dirty:", err == nil)
+	_, err = l.m.view(func(o *op) error {
+		t, err := o.tables()
+		if err != nil {
+			return err
+		}
+		eps, err := t.Endpoints.List()
+		if err != nil {
+			return err
+		}
+		nets, err := t.Networks.List()
+		if err != nil {
+			return err
+		}
+		ports, err := t.Ports.List()
+		if err != nil {
+			return err
+		}
+		pubs, lks, err := t.Rules.List()
+		if err != nil {
+			return err
+		}
+		ll, err := t.Links.List()
+		if err != nil {
+			return err
+		}
+		addrs, err := t.HostAddresses.List()
+		fmt.Fprintln(&b, len(eps), nets, ports, pubs, lks, ll, addrs)
+		return err
+	})
+	require.NoError(l.t, err)
+	reserved := ""
+	require.NoError(l.t, l.host.Do(func() error {
+		raw, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_reserved_ports")
+		reserved = string(raw)
+		return err
+	}))
+	fmt.Fprint(&b, "reserved: ", reserved)
+	return b.String()
+}

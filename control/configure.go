@@ -1,0 +1,92 @@
+package control
+
+import (
+	"fmt"
+	"reflect"
+)
+
+// configure puts a changed configuration in force. What the default network was
+// made from can change as long as nobody is on it.
+func (o *op) configure(flags *Config) error {
+	h := o.host
+	merged, err := overlay(h.Flags, flags)
+	if err != nil {
+		return err
+	}
+	next, err := o.m.effective(&merged)
+	if err != nil {
+		return err
+	}
+	old := h.Config
+	if next.FlowTableSize != old.FlowTableSize {
+		return invalid("flow-table-size: %d; another size would end all connections: uninstall and init again", old.FlowTableSize)
+	}
+	h.Flags, h.Config = merged, next
+	if err := o.changeDefault(&old, &next); err != nil {
+		return err
+	}
+	if err := o.writeSettings(); err != nil {
+		return err
+	}
+	if err := o.refreshHost(); err != nil {
+		return err
+	}
+	return o.putHost()
+}
+
+// changeDefault makes the default network follow: live where it can, else by
+// making it anew when it is needed next.
+func (o *op) changeDefault(old, next *Config) error {
+	n, err := findNetwork(o.tx, DefaultNetwork)
+	if err != nil {
+		return ignore(err, ErrNotFound)
+	}
+	for _, x := range []struct {
+		key      string
+		was, now any
+	}{
+		{"bridge", old.Bridge, next.Bridge},
+		{"bip", old.BIP, next.BIP},
+		{"bip6", old.BIP6, next.BIP6},
+		{"fixed-cidr", old.FixedCIDR, next.FixedCIDR},
+		{"fixed-cidr-v6", old.FixedCIDRv6, next.FixedCIDRv6},
+		{"default-gateway", old.DefaultGateway, next.DefaultGateway},
+		{"default-gateway-v6", old.DefaultGatewayV6, next.DefaultGatewayV6},
+		{"ipv6", *old.IPv6, *next.IPv6},
+		{"mtu", old.MTU, next.MTU},
+	} {
+		if reflect.DeepEqual(x.was, x.now) {
+			continue
+		}
+		if err := o.unusedNetwork(n); err != nil {
+			if x.key == "mtu" {
+				o.m.warn("mtu: network %s keeps %d while containers are on it", n.Name, n.MTU)
+				continue
+			}
+			return fmt.Errorf("%s: cannot change from %v to %v now: %w", x.key, shown(x.was), shown(x.now), err)
+		}
+		return o.removeNetwork(n)
+	}
+	if n.ICC == *next.ICC && n.Masquerade == *next.IPMasq {
+		return nil
+	}
+	was := *n
+	n.ICC, n.Masquerade = *next.ICC, *next.IPMasq
+	index, err := o.bridgeIndex(n)
+	if err != nil {
+		return err
+	}
+	if err := o.setNetwork(n, index); err != nil {
+		return err
+	}
+	o.undo.steps = o.undo.steps[:len(o.undo.steps)-1]
+	o.undo.add("network "+n.Name, func() error { return o.setNetwork(&was, index) })
+	return o.putNetwork(n)
+}
+
+func shown(v any) any {
+	if v == "" {
+		return "the default"
+	}
+	return v
+}

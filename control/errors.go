@@ -1,0 +1,35 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+)
+
+// What a caller decides on. Errors that wrap them have Docker's wording.
+var (
+	ErrNotFound = errors.New("not found")
+	ErrConflict = errors.New("conflict")
+	ErrInvalid  = errors.New("invalid")
+	ErrNotRoot  = errors.New("root is needed: run it with sudo")
+)
+
+// kindError is a line of text that errors.Is knows by one of the sentinels.
+type kindError struct {
+	kind error
+	text string
+}
+
+func (e *kindError) Error() string { return e.text }
+func (e *kindError) Unwrap() error { return e.kind }
+
+func notFound(format string, a ...any) error {
+	return &kindError{ErrNotFound, fmt.Sprintf(format, a...)}
+}
+
+func conflict(format string, a ...any) error {
+	return &kindError{ErrConflict, fmt.Sprintf(format, a...)}
+}
+
+func invalid(format string, a ...any) error {
+	return &kindError{ErrInvalid, fmt.Sprintf(format, a...)}
+}

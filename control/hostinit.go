@@ -1,0 +1,305 @@
+package control
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/bpfnet/bpfnet/control/link"
+	"github.com/bpfnet/bpfnet/control/netns"
+	"github.com/bpfnet/bpfnet/control/store"
+	"github.com/bpfnet/bpfnet/loader"
+)
+
+// hostRecord is what the store knows of the host that it is for.
+type hostRecord struct {
+	Netns    string  `json:"netns"` // path; "": the caller's
+	Cgroup   string  `json:"cgroup"`
+	BPFFS    string  `json:"bpffs"`
+	Datapath string  `json:"datapath"`
+	Flags    Config  `json:"flags"`  // what init was told
+	Config   Config  `json:"config"` // in force
+	Cookie   uint64  `json:"cookie"` // of the namespace
+	Boot     string  `json:"boot"`
+	Lo       link.Lo `json:"lo"`   // what uninstall puts back
+	Seed     string  `json:"seed"` // of the IPv6 prefixes
+}
+
+// Init sets the host up, or changes its configuration: nil keeps what is there.
+func (m *Manager) Init(c *Config) error {
+	if c != nil {
+		if err := c.check(); err != nil {
+			return err
+		}
+	}
+	return m.updateWith(c, func(o *op) error { return o.configure(c) })
+}
+
+// initHost sets a host up for the first time.
+func (o *op) initHost(flags *Config) error {
+	h, err := o.m.newHost(flags)
+	if err != nil {
+		return err
+	}
+	o.host = h
+	if _, err := loader.Probe(); err != nil {
+		return err
+	}
+	ns, err := o.hostNetns()
+	if err != nil {
+		return err
+	}
+	if h.Cookie, err = ns.Cookie(); err != nil {
+		return err
+	}
+	if err := ns.Do(func() error { return loader.Claim(h.BPFFS) }); err != nil {
+		return err
+	}
+	o.undo.add("programs and maps", func() error {
+		return ns.Do(func() error { return loader.Uninstall(loader.Options{BPFFS: h.BPFFS}) })
+	})
+	if err := o.loadPrograms(); err != nil {
+		return err
+	}
+	if h.Lo, err = link.PrepareLo(ns); err != nil {
+		return err
+	}
+	o.undo.add("lo", func() error { return link.RestoreLo(ns, h.Lo) })
+	if err := o.refreshHost(); err != nil {
+		return err
+	}
+	if err := o.armSweep(); err != nil {
+		return err
+	}
+	o.did("host set up")
+	return o.putHost()
+}
+
+// newHost fills the record from options, configuration file and flags.
+func (m *Manager) newHost(flags *Config) (*hostRecord, error) {
+	h := &hostRecord{Netns: m.o.Netns, Cgroup: m.o.Cgroup, BPFFS: m.o.BPFFS, Datapath: DatapathBPF}
+	if h.BPFFS == "" {
+		h.BPFFS = loader.DefaultBPFFS
+	}
+	var err error
+	if h.Cgroup == "" {
+		if h.Cgroup, err = cgroupMount(); err != nil {
+			return nil, err
+		}
+	}
+	if flags != nil {
+		h.Flags = *flags
+	}
+	if h.Config, err = m.effective(&h.Flags); err != nil {
+		return nil, err
+	}
+	h.Boot, err = bootID()
+	h.Seed = newID()
+	return h, err
+}
+
+// effective is the configuration file with the flags of init on top.
+func (m *Manager) effective(flags *Config) (Config, error) {
+	file, err := ReadConfig(m.o.Config)
+	if err != nil {
+		return Config{}, err
+	}
+	c, err := overlay(*file, flags)
+	if err != nil {
+		return Config{}, err
+	}
+	c = c.withDefaults()
+	return c, c.check()
+}
+
+func (o *op) putHost() error { return store.Put(o.tx, bucketHost, "host", o.host) }
+
+// sameHost refuses options that name another host than the store's.
+func (m *Manager) sameHost(h *hostRecord) error {
+	for _, x := range []struct{ flag, want, have string }{
+		{"--netns", m.o.Netns, h.Netns},
+		{"--cgroup", m.o.Cgroup, h.Cgroup},
+		{"--bpffs", m.o.BPFFS, h.BPFFS},
+		{"--datapath", m.o.Datapath, h.Datapath},
+	} {
+		if x.want != "" && x.want != x.have {
+			have := x.have
+			if have == "" {
+				have = "the caller's"
+			}
+			return invalid("%s %s: the host of %s was set up with %s; leave it out, or use another --root", x.flag, x.want, m.root, have)
+		}
+	}
+	return nil
+}
+
+// unsettled says why the kernel may not be in the state that the store describes.
+func (m *Manager) unsettled(h *hostRecord) (string, error) {
+	if _, err := os.Stat(m.dirtyPath()); err == nil {
+		return "the last command was stopped half way", nil
+	}
+	boot, err := bootID()
+	if err != nil {
+		return "", err
+	}
+	if boot != h.Boot {
+		return "the machine was booted", nil
+	}
+	for _, pin := range []string{"maps/" + loader.BPFMapSettings, "programs/current"} {
+		if _, err := os.Stat(filepath.Join(h.BPFFS, pin)); err != nil {
+			return "pin " + pin + " is missing", nil
+		}
+	}
+	ns, err := openHostNetns(h.Netns)
+	if err != nil {
+		return "", err
+	}
+	defer ns.Close()
+	cookie, err := ns.Cookie()
+	if err != nil || cookie == h.Cookie {
+		return "", err
+	}
+	if h.Netns == "" {
+		return "", invalid("%s is for another network namespace than the one of this command: run it there, or use another --root", m.root)
+	}
+	return "netns " + h.Netns + " is new", nil
+}
+
+// loadPrograms makes the kernel have this binary's programs and maps. It upgrades.
+func (o *op) loadPrograms() error {
+	ns, err := o.hostNetns()
+	if err != nil {
+		return err
+	}
+	opts := loader.Options{BPFFS: o.host.BPFFS, Sizes: loader.Sizes{FlowTable: o.host.Config.FlowTableSize}}
+	err = ns.Do(func() error {
+		obj, err := loader.Load(opts)
+		if err != nil {
+			return err
+		}
+		if n := len(obj.Replaced); n > 0 {
+			o.did("programs: %d attachments upgraded", n)
+		}
+		return obj.Close()
+	})
+	if err != nil {
+		return err
+	}
+	return o.writeSettings()
+}
+
+func (o *op) armSweep() error {
+	return o.withProgram(loader.BPFProgSweep, loader.ArmSweep)
+}
+
+// refreshHost brings hooks, addresses and routes up to date with the host's devices.
+func (o *op) refreshHost() error {
+	ns, err := o.hostNetns()
+	if err != nil {
+		return err
+	}
+	own, err := o.ownBridges()
+	if err != nil {
+		return err
+	}
+	up, err := link.Uplinks(ns, o.host.Config.Uplinks, func(l netlink.Link) bool { return ourDevice(l.Attrs().Name, own) })
+	if err != nil {
+		return err
+	}
+	isUplink := make(map[int]bool, len(up))
+	for _, l := range up {
+		a := l.Attrs()
+		isUplink[a.Index] = true
+		if err := o.attach(loader.BPFProgFromUplink, a.Index, a.Name, loader.Ingress); err != nil {
+			return err
+		}
+		if err := o.attach(loader.BPFProgToUplink, a.Index, a.Name, loader.Egress); err != nil {
+			return err
+		}
+	}
+	if err := o.attach(loader.BPFProgFromLo, 1, "lo", loader.Ingress); err != nil {
+		return err
+	}
+	if err := o.detachOldUplinks(isUplink); err != nil {
+		return err
+	}
+	if err := o.attachBindGuard(); err != nil {
+		return err
+	}
+	if err := o.refreshAddrs(); err != nil {
+		return err
+	}
+	return o.refreshRoutes(isUplink)
+}
+
+// detachOldUplinks takes our programs off devices that are uplinks no more.
+func (o *op) detachOldUplinks(isUplink map[int]bool) error {
+	list, err := o.attachments()
+	if err != nil {
+		return err
+	}
+	for _, a := range list {
+		if isUplink[a.Ifindex] || a.Program != loader.BPFProgFromUplink && a.Program != loader.BPFProgToUplink {
+			continue
+		}
+		if err := o.detach(a.Program, a.Ifindex); err != nil {
+			return err
+		}
+		o.did("device %d: %s detached, no uplink any more", a.Ifindex, a.Program)
+	}
+	return nil
+}
+
+// ourDevice says whether a device is an endpoint's or a network's.
+func ourDevice(name string, bridges map[string]bool) bool {
+	return strings.HasPrefix(name, vethPrefix) || strings.HasPrefix(name, bridgePrefix) || bridges[name]
+}
+
+// ownBridges are the devices of our networks.
+func (o *op) ownBridges() (map[string]bool, error) {
+	own := make(map[string]bool)
+	err := store.Each(o.tx, bucketNetworks, func(_ string, n Network) error {
+		own[n.Bridge] = true
+		return nil
+	})
+	return own, err
+}
+
+// cgroupMount is where the cgroup v2 tree is mounted: proc_pid_mountinfo(5).
+func cgroupMount() (string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		before, after, _ := strings.Cut(s.Text(), " - ")
+		if fields := strings.Fields(before); len(fields) > 4 && strings.HasPrefix(after, "cgroup2 ") {
+			return fields[4], nil
+		}
+	}
+	return "", errors.New("cgroup: no cgroup v2 tree is mounted; mount one, or name one with --cgroup")
+}
+
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("boot id: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// sameNetns says whether two namespaces are one; closed handles are not.
+func sameNetns(a *netns.NS, path string) bool {
+	b, err := netns.Open(path)
+	if err != nil {
+		return false
+	}
+	defer b.Close()
+	return a.Equal(b)
+}

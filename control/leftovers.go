@@ -1,0 +1,124 @@
+package control
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/bpfnet/bpfnet/control/link"
+	"github.com/bpfnet/bpfnet/control/netns"
+	"github.com/bpfnet/bpfnet/control/store"
+	"github.com/bpfnet/bpfnet/loader"
+)
+
+// dropLeftovers removes what is ours by its name and in no record: a command was
+// killed while it made it.
+func (o *op) dropLeftovers(networks []*Network, live []*Container) error {
+	seen, err := o.observe()
+	if err != nil {
+		return err
+	}
+	ns, err := o.hostNetns()
+	if err != nil {
+		return err
+	}
+	wanted := make(map[string]bool)
+	slots, numbers := make(map[uint32]bool), make(map[uint32]bool)
+	members := make(map[uint32][]uint32)
+	byID := make(map[string]*Network)
+	for _, n := range networks {
+		wanted[n.Bridge], numbers[n.Number], byID[n.ID] = true, true, n
+		members[n.Number] = nil
+	}
+	for _, c := range live {
+		for _, ep := range c.Endpoints {
+			if ep.Slot != 0 && byID[ep.Network] != nil {
+				wanted[ep.HostIf], slots[ep.Slot] = true, true
+				num := byID[ep.Network].Number
+				members[num] = append(members[num], ep.Slot)
+			}
+		}
+	}
+	notes := o.m.notes()
+	for name, l := range seen.devices {
+		switch {
+		case wanted[name]:
+		case strings.HasPrefix(name, vethPrefix) && l.Type() == "veth":
+			if err := link.DeleteVeth(ns, name); err != nil {
+				return err
+			}
+			o.did("device %s: removed, nobody's", name)
+		case l.Type() == "bridge" && (strings.HasPrefix(name, bridgePrefix) || name == defaultBridge || notes["bridge "+name]):
+			if err := link.DeleteBridge(ns, name); err != nil {
+				return err
+			}
+			o.did("bridge %s: removed, nobody's", name)
+		}
+	}
+	if err := o.dropTables(slots, numbers, members); err != nil {
+		return err
+	}
+	if err := o.dropPins(wanted, seen); err != nil {
+		return err
+	}
+	return o.dropFiles()
+}
+
+// dropPins detaches endpoint and bridge programs of devices that are not ours any more.
+func (o *op) dropPins(wanted map[string]bool, seen *observed) error {
+	list, err := o.attachments()
+	if err != nil {
+		return err
+	}
+	for _, a := range list {
+		switch a.Program {
+		case loader.BPFProgFromEndpoint, loader.BPFProgToEndpoint, loader.BPFProgToBridge:
+		default:
+			continue
+		}
+		if l := seen.byIndex[a.Ifindex]; l != nil && wanted[l.Attrs().Name] {
+			continue
+		}
+		if err := o.detach(a.Program, a.Ifindex); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropFiles removes directories and namespaces of containers that are in no record.
+func (o *op) dropFiles() error {
+	for _, kind := range []string{"netns", "containers"} {
+		dir := filepath.Join(o.m.root, kind)
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			c, known, err := store.Get[Container](o.tx, bucketContainers, e.Name())
+			if err != nil {
+				return err
+			}
+			path := filepath.Join(dir, e.Name())
+			switch {
+			case known && (kind == "containers" || c.State != StateExited):
+				continue
+			case !hexRule.MatchString(e.Name()):
+				continue // not a name that we give
+			case kind == "netns":
+				err = netns.Unpersist(path)
+			default:
+				err = os.RemoveAll(path)
+			}
+			if err != nil {
+				return err
+			}
+			o.did("%s: removed, nobody's", path)
+		}
+	}
+	return nil
+}

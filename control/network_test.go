@@ -1,0 +1,158 @@
+package control
+
+import (
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+)
+
+func TestNetworks(t *testing.T) {
+	l := newLab(t)
+	list, err := l.m.Networks()
+	require.NoError(t, err)
+	require.Empty(t, list)
+	require.NoFileExists(t, l.m.storePath(), "looking makes nothing")
+
+	n1, err := l.m.CreateNetwork(NetworkOptions{Name: "n1"})
+	require.NoError(t, err)
+	require.Equal(t, "172.17.0.0/16", n1.Subnets[0].Prefix.String())
+	_, err = l.m.CreateNetwork(NetworkOptions{Name: "n1"})
+	require.ErrorIs(t, err, ErrConflict)
+	require.EqualError(t, err, "network with name n1 already exists")
+	_, err = l.m.CreateNetwork(NetworkOptions{Name: "n2", Subnets: prefixes("172.17.4.0/24")})
+	require.ErrorContains(t, err, "Pool overlaps with other one on this address space")
+	_, err = l.m.CreateNetwork(NetworkOptions{Name: "bridge"})
+	require.ErrorContains(t, err, "operation is not permitted on predefined bridge network")
+	_, err = l.m.CreateNetwork(NetworkOptions{Name: "x"})
+	require.ErrorIs(t, err, ErrInvalid)
+
+	n2, err := l.m.CreateNetwork(NetworkOptions{Name: "n2", IPv6: true, Internal: true})
+	require.NoError(t, err)
+	require.Equal(t, "172.18.0.0/16", n2.Subnets[0].Prefix.String())
+	require.True(t, n2.Subnets[1].Prefix.Addr().IsPrivate())
+	n3, err := l.m.CreateNetwork(NetworkOptions{Name: "n3", Subnets: prefixes("10.1.0.0/24", "fd00:1::/64"),
+		Gateways: []netip.Addr{netip.MustParseAddr("10.1.0.254")}, Ranges: prefixes("10.1.0.128/25")})
+	require.NoError(t, err)
+	c, _ := l.container("web", ContainerOptions{Network: "n3"})
+	require.Equal(t, "10.1.0.128", c.Endpoints[n3.ID].IPv4.Addr().String())
+	require.Equal(t, "fd00:1::2", c.Endpoints[n3.ID].IPv6.Addr().String())
+
+	got, err := l.m.Network(n1.ID[:7])
+	require.NoError(t, err)
+	require.Equal(t, n1.ID, got.ID)
+	_, err = l.m.Network("nothing")
+	require.EqualError(t, err, "network nothing not found")
+
+	require.ErrorContains(t, l.m.RemoveNetwork("n3"), "network n3 has active endpoints (web)")
+	names, err := l.m.PruneNetworks()
+	require.NoError(t, err)
+	require.Equal(t, []string{"n1", "n2"}, names)
+	require.NoError(t, l.m.RemoveContainer("web"))
+	require.NoError(t, l.m.RemoveNetwork("n3"))
+	require.Equal(t, []string{"lo", "eth0"}, links(t, l.host))
+	lines, err := l.m.Reconcile()
+	require.NoError(t, err)
+	require.Empty(t, lines)
+}
+
+// A bridge that was there before us is used as it is, and stays.
+func TestForeignBridge(t *testing.T) {
+	l := newLab(t)
+	h, err := l.host.Netlink()
+	require.NoError(t, err)
+	defer h.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "br0"
+	br := &netlink.Bridge{LinkAttrs: attrs}
+	require.NoError(t, h.LinkAdd(br))
+	addr, err := netlink.ParseAddr("10.7.0.5/24")
+	require.NoError(t, err)
+	require.NoError(t, h.AddrAdd(br, addr))
+
+	n, err := l.m.CreateNetwork(NetworkOptions{Name: "own", Bridge: "br0"})
+	require.NoError(t, err)
+	require.Equal(t, "10.7.0.0/24", n.Subnets[0].Prefix.String())
+	require.Equal(t, "10.7.0.5", n.Subnets[0].Gateway.String())
+	c, _ := l.container("web", ContainerOptions{Network: "own"})
+	require.Equal(t, "10.7.0.1", c.Endpoints[n.ID].IPv4.Addr().String())
+	require.NoError(t, l.m.RemoveContainer("web"))
+	require.NoError(t, l.m.RemoveNetwork("own"))
+	require.Contains(t, links(t, l.host), "br0")
+}
+
+func TestConfiguration(t *testing.T) {
+	l := newLab(t)
+	require.NoError(t, l.m.Init(&Config{BIP: "10.9.0.1/24", FixedCIDR: "10.9.0.64/26"}))
+	c, _ := l.container("web", ContainerOptions{})
+	n, err := l.m.Network("bridge")
+	require.NoError(t, err)
+	require.Equal(t, "10.9.0.1", n.Subnets[0].Gateway.String())
+	require.Equal(t, "10.9.0.64", c.Endpoints[n.ID].IPv4.Addr().String())
+
+	no := false
+	require.NoError(t, l.m.Init(&Config{ICC: &no}))
+	n, err = l.m.Network("bridge")
+	require.NoError(t, err)
+	require.False(t, n.ICC)
+	require.ErrorContains(t, l.m.Init(&Config{BIP: "10.10.0.1/24"}), "bip: cannot change from 10.9.0.1/24 to 10.10.0.1/24 now: network bridge has active endpoints (web)")
+	require.ErrorContains(t, l.m.Init(&Config{FlowTableSize: 2048}), "flow-table-size")
+	require.ErrorIs(t, l.m.Init(&Config{MasqueradePorts: "5-4"}), ErrInvalid)
+
+	require.NoError(t, l.m.RemoveContainer("web"))
+	require.NoError(t, l.m.Init(&Config{BIP: "10.10.0.1/24", FixedCIDR: "10.10.0.128/25"}))
+	c, _ = l.container("web2", ContainerOptions{})
+	n, err = l.m.Network("bridge")
+	require.NoError(t, err)
+	require.Equal(t, "10.10.0.128", c.Endpoints[n.ID].IPv4.Addr().String())
+
+	other := l.o
+	other.Cgroup = "/sys/fs/cgroup/elsewhere"
+	m, err := Open(other)
+	require.NoError(t, err)
+	_, err = m.Networks()
+	require.ErrorContains(t, err, "--cgroup")
+}
+
+func TestConfigFile(t *testing.T) {
+	dir := t.TempDir()
+	for text, want := range map[string]string{
+		`{"bridge": "x", "nope": 1}`:         `unknown field "nope"`,
+		`{"bip": "10.0.0.1"}`:                `bip: "10.0.0.1" is not ADDRESS/LENGTH`,
+		`{"mtu": 20}`:                        "mtu: 20 is not in 68-65535",
+		`{"ip": "x"}`:                        `ip: "x" is not an address`,
+		`{} {}`:                              "more than one value",
+		`{"masquerade-ports": "100-50"}`:     `masquerade-ports: "100-50" is no range of ports`,
+		`{"default-address-pools": [{}]}`:    "default-address-pools",
+		`{"icc": false, "flow-quota": -1}`:   "flow-quota",
+		`{"dns": ["a"]}`:                     `dns: "a" is not an address`,
+		`{"fixed-cidr-v6": "10.0.0.0/8"}`:    "wrong family",
+		`{"uplinks": ["a/b"]}`:               "no device name",
+		`{"dns-search": ["a b"]}`:            "no word",
+		`{"flow-table-size": 5}`:             "flow-table-size",
+		`{"bridge": "0123456789abcdef"}`:     "no device name",
+		`{"default-gateway": "fd00::1"}`:     "wrong family",
+		`{"masquerade-ports": "1,2,2"}`:      "overlaps",
+		`{"masquerade-ports": "70000"}`:      "no range",
+		`{"masquerade-ports": "1-2-3"}`:      "no range",
+		`{"masquerade-ports": "9,8,7,6,5,"}`: "overlaps",
+	} {
+		path := dir + "/c.json"
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		_, err := ReadConfig(path)
+		require.ErrorContains(t, err, want, text)
+		require.ErrorContains(t, err, path)
+	}
+	_, err := ReadConfig(dir + "/missing")
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}

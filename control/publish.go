@@ -1,0 +1,197 @@
+package control
+
+import (
+	"slices"
+
+	"github.com/bpfnet/bpfnet/control/ports"
+	"github.com/bpfnet/bpfnet/control/store"
+)
+
+// Publish adds ports to a running container: all of them or none.
+func (m *Manager) Publish(ref string, specs ...string) ([]Publication, error) {
+	if _, err := parseSpecs(specs); err != nil {
+		return nil, err
+	}
+	var list []Publication
+	err := m.change(notFound("No such container: %s", ref), func(o *op) error {
+		c, err := o.openDoors(ref)
+		if err != nil {
+			return err
+		}
+		b := &portBatch{Specs: specs}
+		if err := o.raiseBatch(c, b, nil); err != nil {
+			return err
+		}
+		if err := store.Put(o.tx, bucketPorts, batchKey(c.ID), b); err != nil {
+			return err
+		}
+		if list, err = b.publications(c.ID); err != nil {
+			return err
+		}
+		return o.refreshClients(c)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// Unpublish takes ports away that were published with these specs: all of them or
+// none. A spec without a host port means all with that container port.
+func (m *Manager) Unpublish(ref string, specs ...string) error {
+	wanted, err := parseSpecs(specs)
+	if err != nil {
+		return err
+	}
+	return m.change(notFound("No such container: %s", ref), func(o *op) error {
+		c, err := findContainer(o.tx, ref)
+		if err != nil {
+			return err
+		}
+		keys, batches, err := o.batches(c.ID)
+		if err != nil {
+			return err
+		}
+		found := make([]bool, len(wanted))
+		for i, b := range batches {
+			changed, err := o.closeMatching(b, wanted, found)
+			if err != nil {
+				return err
+			}
+			if changed {
+				if err := o.putBatch(keys[i], b); err != nil {
+					return err
+				}
+			}
+		}
+		if i := slices.Index(found, false); i >= 0 {
+			return notFound("container %s: %s is not published", c.Name, wanted[i].Raw)
+		}
+		return o.refreshClients(c)
+	})
+}
+
+// Publications lists the doors of a container, in the order in which they were asked for.
+func (m *Manager) Publications(ref string) ([]Publication, error) {
+	var list []Publication
+	ok, err := m.view(func(o *op) error {
+		c, err := findContainer(o.tx, ref)
+		if err != nil || !o.up(c) {
+			return err
+		}
+		_, batches, err := o.batches(c.ID)
+		if err != nil {
+			return err
+		}
+		for _, b := range batches {
+			some, err := b.publications(c.ID)
+			if err != nil {
+				return err
+			}
+			list = append(list, some...)
+		}
+		return nil
+	})
+	if err == nil && !ok {
+		err = notFound("No such container: %s", ref)
+	}
+	return list, err
+}
+
+// openDoors finds a container that can publish ports now.
+func (o *op) openDoors(ref string) (*Container, error) {
+	c, err := findContainer(o.tx, ref)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case !o.up(c):
+		return nil, conflict("container %s is not running", c.Name)
+	case c.Mode == ModeContainer:
+		return nil, conflict("container %s: shares the network of another container: publish there", c.Name)
+	case c.Mode != ModeNetwork:
+		return nil, conflict("container %s: has no network of its own (%s)", c.Name, c.Mode)
+	}
+	return c, nil
+}
+
+// closeMatching closes the doors of a batch that the specs mean, and forgets the
+// specs that they came from.
+func (o *op) closeMatching(b *portBatch, wanted []hostSpec, found []bool) (changed bool, err error) {
+	given, err := parseSpecs(b.Specs)
+	if err != nil {
+		return false, err
+	}
+	drop := make(map[int]bool)
+	meant := make(map[string]int, len(wanted))
+	at := make(map[protoPort][]int, len(wanted))
+	for j := range wanted {
+		meant[wanted[j].String()] = j
+		key := protoPort{wanted[j].proto, wanted[j].First}
+		at[key] = append(at[key], j)
+	}
+	for i := range given {
+		if j, ok := meant[given[i].String()]; ok {
+			drop[given[i].index], found[j] = true, true
+		}
+	}
+	for _, d := range b.Doors {
+		for _, j := range at[protoPort{d.Proto, d.Port}] {
+			if wanted[j].leadsTo(d, b.Binds[d.Bind]) {
+				drop[d.Spec], found[j] = true, true
+			}
+		}
+	}
+	if len(drop) == 0 {
+		return false, nil
+	}
+	keep := &portBatch{Derived: b.Derived, Binds: b.Binds}
+	renumber := make(map[int]int)
+	for i, s := range b.Specs {
+		if !drop[i] {
+			renumber[i] = len(keep.Specs)
+			keep.Specs = append(keep.Specs, s)
+		}
+	}
+	var rules []uint32
+	var closed []door
+	for _, d := range b.Doors {
+		if !drop[d.Spec] {
+			d.Spec = renumber[d.Spec]
+			keep.Doors = append(keep.Doors, d)
+			continue
+		}
+		o.rebuild = true
+		if err := o.closeDoor(b, d); err != nil {
+			return false, err
+		}
+		rules, closed = append(rules, d.Rule), append(closed, d)
+	}
+	if err := o.release(closed); err != nil {
+		return false, err
+	}
+	if err := o.hostPortsChanged(); err != nil {
+		return false, err
+	}
+	*b = *keep
+	return true, giveNumbers(o.tx, numRules, rules...)
+}
+
+// publications is the batch as users see it.
+func (b *portBatch) publications(container string) ([]Publication, error) {
+	list := make([]Publication, 0, len(b.Doors))
+	for _, d := range b.Doors {
+		spec := b.Specs[d.Spec]
+		parsed, err := ports.Parse(spec)
+		if err != nil {
+			return nil, err
+		}
+		for _, addr := range b.Binds[d.Bind] {
+			list = append(list, Publication{
+				Rule: d.Rule, Container: container, Spec: spec, Proto: d.Proto.String(), HostIP: addr,
+				HostPort: d.Host, Port: d.Port, Count: uint32(d.Count), From: parsed[0].From,
+			})
+		}
+	}
+	return list, nil
+}

@@ -1,0 +1,92 @@
+package control
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfnet/bpfnet/control/link"
+	"github.com/bpfnet/bpfnet/control/store"
+	"github.com/bpfnet/bpfnet/loader"
+)
+
+// Uninstall takes everything of ours down, running containers' endpoints
+// included, and removes the store. Their processes go on. On a host that was never
+// set up it does nothing.
+func (m *Manager) Uninstall() error {
+	done := false
+	err := m.change(nil, func(o *op) error {
+		done = true
+		return o.uninstall()
+	})
+	if err != nil || !done {
+		return err
+	}
+	return m.removeRoot()
+}
+
+func (o *op) uninstall() error {
+	ns, err := o.hostNetns()
+	if err != nil {
+		return err
+	}
+	o.rebuild = true
+	containers, err := o.allContainers()
+	if err != nil {
+		return err
+	}
+	for _, c := range containers {
+		if err := o.lowerContainer(c); err != nil {
+			return err
+		}
+	}
+	networks, err := o.allNetworks()
+	if err != nil {
+		return err
+	}
+	for _, n := range networks {
+		if err := o.removeNetwork(n); err != nil {
+			return err
+		}
+	}
+	if err := o.releaseAll(); err != nil {
+		return err
+	}
+	if err := o.dropLeftovers(nil, nil); err != nil {
+		return err
+	}
+	if err := link.RestoreLo(ns, o.host.Lo); err != nil {
+		return err
+	}
+	err = ns.Do(func() error { return loader.Uninstall(loader.Options{BPFFS: o.host.BPFFS}) })
+	if err != nil {
+		return err
+	}
+	// Emptied, not only removed: a command may be waiting for this file's lock.
+	for _, bucket := range allBuckets {
+		err := store.Each(o.tx, bucket, func(key string, _ any) error {
+			return store.Delete(o.tx, bucket, key)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	o.after = append(o.after, func() error { return removeIfThere(o.m.storePath()) })
+	return nil
+}
+
+// removeRoot removes what is ours below root, and root if nothing else is there.
+func (m *Manager) removeRoot() error {
+	errs := []error{removeIfThere(m.dirtyPath()), removeIfThere(m.storePath())}
+	for _, dir := range []string{"netns", "containers"} {
+		errs = append(errs, os.RemoveAll(filepath.Join(m.root, dir)))
+	}
+	err := os.Remove(m.root)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
