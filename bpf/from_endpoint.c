@@ -250,6 +250,10 @@ static __noinline int from_endpoint_slow(struct __sk_buff *skb)
 	err = guard_source(p, e);
 	if (err)
 		return drop(skb, err);
+	/* RFC 6980: neighbour discovery is never in fragments. */
+	if (p->family == 6 && p->kind == PACKET_FRAGMENT && p->icmp_type >= ICMPV6_RS &&
+	    p->icmp_type <= ICMPV6_REDIRECT)
+		return drop(skb, REASON_SPOOFED_ND);
 	if (p->family == 6 && p->kind == PACKET_ICMP) {
 		err = guard_nd(skb, s, e);
 		if (err != MISS)

@@ -6,6 +6,14 @@
  */
 #include "lib/slow.h"
 
+/* A source that nobody in the world can have. */
+static __noinline bool martian(const struct addr *a)
+{
+	return addr_unspecified(a) || addr_loopback(a) || addr_multicast(a) ||
+	       (!(a->w[0] | a->w[1]) && a->w[2] == V4_MAPPED && a->w[3] == 0xffffffff) ||
+	       network_of(a) || host_addr(a);
+}
+
 /* Routed networks: published container ports and ping are reached by the
  * container's own address. Returns a reason. */
 static __noinline int decide_routed_in(struct scratch *s, __u32 network)
@@ -26,6 +34,8 @@ static __noinline int decide_routed_in(struct scratch *s, __u32 network)
 			return REASON_DIRECT_ACCESS;
 		rule = *open;
 	}
+	if (martian(&p->saddr))
+		return REASON_MARTIAN;
 	begin(s, FLOW_ROUTED, FLOW_TTL);
 	err = aim(s, id, VERDICT_PEER);
 	if (err)
@@ -44,8 +54,7 @@ static __noinline int decide_published_in(struct __sk_buff *skb, struct scratch 
 	struct route *route;
 	int err;
 
-	if (addr_unspecified(&p->saddr) || addr_loopback(&p->saddr) || addr_multicast(&p->saddr) ||
-	    network_of(&p->saddr) || host_addr(&p->saddr))
+	if (martian(&p->saddr))
 		return REASON_MARTIAN;
 	begin(s, FLOW_PUBLISHED, FLOW_TTL);
 	err = aim_publication(s, rule, p->family, VERDICT_PEER);

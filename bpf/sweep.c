@@ -54,8 +54,11 @@ __noinline int sweep_one(__u32 index, __u32 tick)
 	tuple_of_slot(&t, slot, word & SLOT_FAMILY);
 	f = find_established(&t);
 	if (!f || f->slot != index) {
-		/* Deleted from outside (flush). */
-		slot_free(index, word);
+		/* Deleted from outside (flush), or about to be entered: seen twice, it is gone. */
+		if (slot->missing)
+			slot_free(index, word);
+		else
+			slot->missing = 1;
 		return 0;
 	}
 	twin_of(&twin, &t, f);

@@ -29,9 +29,6 @@ static __noinline int to_bridge_slow(struct __sk_buff *skb)
 		return PASS;
 	number = device->id;
 	n = bpf_map_lookup_elem(&networks, &number);
-	/* Forwarded by the kernel from another device: nobody reaches a container so. */
-	if (skb->ingress_ifindex)
-		return drop(skb, REASON_DIRECT_ACCESS);
 	err = start(skb, &s, ifindex);
 	if (!n || !s || err)
 		return PASS;
@@ -79,7 +76,11 @@ static __noinline int to_bridge_slow(struct __sk_buff *skb)
 SEC("tc")
 int to_bridge(struct __sk_buff *skb)
 {
-	int ret = fast(skb, skb->ifindex, HOOK_BRIDGE);
+	int ret;
 
+	/* Forwarded by the kernel from another device: nobody reaches a container so. */
+	if (skb->ingress_ifindex)
+		return drop(skb, REASON_DIRECT_ACCESS);
+	ret = fast(skb, skb->ifindex, HOOK_BRIDGE);
 	return ret != MISS ? ret : to_bridge_slow(skb);
 }

@@ -10,14 +10,16 @@ static __noinline int to_uplink_slow(struct __sk_buff *skb)
 {
 	struct scratch *s;
 
-	if (start(skb, &s, ZONE_WORLD) || !s || !s->packet.family)
+	int err = start(skb, &s, ZONE_WORLD);
+
+	if (!s || !s->packet.family)
 		return PASS;
 	if (skb->ingress_ifindex) {
 		if (network_of(&s->packet.saddr) && !host_addr(&s->packet.saddr))
 			return drop(skb, REASON_BYPASS);
 		return PASS;
 	}
-	if (s->packet.kind == PACKET_FLOW && s->packet.proto == IPPROTO_UDP)
+	if (!err && s->packet.kind == PACKET_FLOW && s->packet.proto == IPPROTO_UDP)
 		remember_local(s);
 	return PASS;
 }

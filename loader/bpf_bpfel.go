@@ -416,9 +416,11 @@ type BPFScratch struct {
 }
 
 type BPFSlot struct {
-	_      structs.HostLayout
-	Key    BPFKey6
-	Family uint32
+	_       structs.HostLayout
+	Key     BPFKey6
+	Family  uint32
+	Owner   BPFRef
+	Missing uint32
 }
 
 type BPFSourceKey struct {

@@ -235,8 +235,12 @@ static __noinline int deliver(struct __sk_buff *skb, struct flow *f, __u32 famil
 
 	if (f->verdict == VERDICT_STACK)
 		return PASS;
-	if (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6))
+	if (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6)) {
+		/* Options and extension headers have no counterpart. */
+		if (l4 != ETH_HLEN + (family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)))
+			return drop(skb, REASON_UNSUPPORTED);
 		return deliver_other_family(skb, f, proto);
+	}
 	if (l4 > 255)
 		return drop(skb, REASON_UNSUPPORTED);
 	if (bpf_skb_pull_data(skb, l4 + (proto == IPPROTO_TCP ? 20 : 8)))

@@ -271,16 +271,34 @@ static __always_inline __u16 flow_timeout(const struct flow *f, __u8 proto)
 #define SLOT_FAMILY 7
 #define SLOT_USE 8
 
+/* An endpoint of a new generation starts to count anew. */
+static __always_inline void quota_add(struct ref owner, __s32 n)
+{
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner.id);
+
+	if (owner.id && e && owner.gen == e->gen)
+		__sync_fetch_and_add(&e->flows, n);
+}
+
+/* The endpoint whose quota f counts in. */
+static __always_inline struct ref owner_of(const struct flow *f)
+{
+	return f->src.id == f->owner ? f->src : f->dst;
+}
+
 static __always_inline void slot_free(__u32 index, __u32 word)
 {
 	struct slot *slot = bpf_map_lookup_elem(&slots, &index);
 	__u32 zero = 0;
 	struct sweeper *sweeper;
+	struct ref owner;
 
 	if (!slot || !(word & SLOT_FAMILY))
 		return;
+	owner = slot->owner;
 	if (__sync_val_compare_and_swap(&slot->family, word, (word & ~SLOT_FAMILY) + SLOT_USE) != word)
 		return;
+	quota_add(owner, -1);
 	bpf_map_push_elem(&free_slots, &index, BPF_ANY);
 	sweeper = bpf_map_lookup_elem(&sweepers, &zero);
 	if (sweeper)
@@ -288,7 +306,7 @@ static __always_inline void slot_free(__u32 index, __u32 word)
 }
 
 /* Lists the flow of t; false when the list, and so the table, is full. */
-static __noinline bool slot_take(const struct tuple *t, __u32 *index)
+static __noinline bool slot_take(const struct tuple *t, const struct flow *f, __u32 *index)
 {
 	__u32 zero = 0, i;
 	struct sweeper *sweeper = bpf_map_lookup_elem(&sweepers, &zero);
@@ -311,44 +329,29 @@ static __noinline bool slot_take(const struct tuple *t, __u32 *index)
 		key4_of((struct key4 *)&slot->key, t);
 	else
 		key6_of(&slot->key, t);
+	slot->owner = owner_of(f);
+	slot->missing = 0;
 	slot->family = (slot->family & ~SLOT_FAMILY) + t->family;
+	quota_add(slot->owner, 1);
 	__sync_fetch_and_add(&sweeper->used, 1);
 	*index = i;
 	return true;
 }
 
-/* An endpoint of a new generation starts to count anew. */
-static __always_inline void quota_add(struct ref owner, __s32 n)
-{
-	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner.id);
-
-	if (owner.id && e && owner.gen == e->gen)
-		__sync_fetch_and_add(&e->flows, n);
-}
-
-/* The endpoint whose quota f counts in. */
-static __always_inline struct ref owner_of(const struct flow *f)
-{
-	return f->src.id == f->owner ? f->src : f->dst;
-}
-
 /* Takes the established entries of f away; whoever deletes the initiator's
- * entry gives back the slot and the quota. */
+ * entry gives back the slot, and with it the quota. */
 static __noinline void flow_unlist(const struct tuple *t, const struct flow *f, const struct tuple *twin)
 {
 	const struct tuple *first = f->flags & FLOW_REPLY ? twin : t;
 	const struct tuple *second = f->flags & FLOW_REPLY ? t : twin;
-	struct ref owner = owner_of(f);
 	__u32 index = f->slot;
 	struct slot *slot = bpf_map_lookup_elem(&slots, &index);
 	__u32 word = slot ? slot->family : 0;
 
 	if (!(f->flags & FLOW_LISTED))
 		return;
-	if (!delete_established(first)) {
-		quota_add(owner, -1);
+	if (!delete_established(first))
 		slot_free(index, word);
-	}
 	delete_established(second);
 }
 
@@ -402,7 +405,7 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 		return;
 	if (owner && e && e->flows >= c->quota)
 		return;
-	if (!slot_take(t, &index))
+	if (!slot_take(t, f, &index))
 		return;
 	f->state = other->state = FLOW_ESTABLISHED;
 	f->timeout = other->timeout = flow_timeout(f, proto);
@@ -412,7 +415,6 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 	/* The reply first: who finds the initiator's entry finds both. */
 	if (!put_established(twin, other)) {
 		if (!put_established(t, f)) {
-			quota_add(owner_of(f), 1);
 			delete_half_open(t);
 			delete_half_open(twin);
 			count(COUNTER_FLOW_ESTABLISHED);
@@ -423,6 +425,7 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 	/* Another CPU was first, or memory is short: still half-open. */
 	f->flags &= ~FLOW_LISTED;
 	other->flags &= ~FLOW_LISTED;
+	f->state = other->state = FLOW_ANSWERED;
 	struct slot *slot = bpf_map_lookup_elem(&slots, &index);
 	if (slot)
 		slot_free(index, slot->family);
@@ -482,7 +485,10 @@ static __noinline void flow_track(struct scratch *s, struct flow *f)
 			return;
 		}
 		/* A reset that nobody obeyed (RFC 5961 section 3). */
-		f->state = f->flags & FLOW_LISTED ? FLOW_ESTABLISHED : FLOW_ANSWERED;
+		if (f->flags & FLOW_LISTED)
+			f->state = FLOW_ESTABLISHED;
+		else
+			f->state = !reply && f->expect ? FLOW_ANSWERED : FLOW_NEW;
 		f->timeout = flow_timeout(f, proto);
 		return;
 	}

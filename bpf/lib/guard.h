@@ -178,13 +178,12 @@ static __always_inline int guard_source(const struct packet *p, const struct end
 	return REASON_SPOOFED_IPV6;
 }
 
-/* Answers of a DHCP server (RFC 2131, 8415). */
+/* Answers of a DHCP server (RFC 2131, 8415). Clients look at their own port only. */
 static __always_inline bool dhcp_server(const struct packet *p)
 {
-	if (p->proto != IPPROTO_UDP || p->kind != PACKET_FLOW)
+	if (p->proto != IPPROTO_UDP || (p->kind == PACKET_FRAGMENT && !p->first_fragment))
 		return false;
-	return (p->sport == bpf_htons(67) && p->dport == bpf_htons(68)) ||
-	       (p->sport == bpf_htons(547) && p->dport == bpf_htons(546));
+	return p->dport == bpf_htons(p->family == 4 ? 68 : 546);
 }
 
 #endif

@@ -182,6 +182,9 @@ __noinline int icmp_error(struct __sk_buff *skb, struct scratch *s, __u32 reason
 		bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(ifindex, 0);
 	}
+	/* From the host itself, on its way to a container. */
+	if (p->zone != ZONE_WORLD)
+		return bpf_redirect(ifindex, BPF_F_INGRESS);
 	skb->mark = MARK_PASSED;
 	return bpf_redirect(ifindex, 0);
 }

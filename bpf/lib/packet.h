@@ -254,6 +254,17 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 	}
 }
 
+/* A first fragment shows what it begins (the guards look); one that is too small
+ * to is refused (RFC 1858). Only a whole packet has a flow. */
+static __always_inline int parse_fragment(struct __sk_buff *skb, struct packet *p, bool first)
+{
+	int err = first ? parse_transport(skb, p) : 0;
+
+	p->kind = PACKET_FRAGMENT;
+	p->first_fragment = first;
+	return err;
+}
+
 static __always_inline int parse4(struct __sk_buff *skb, struct packet *p)
 {
 	struct iphdr ip;
@@ -272,11 +283,8 @@ static __always_inline int parse4(struct __sk_buff *skb, struct packet *p)
 	p->proto = ip.protocol;
 	p->ttl = ip.ttl;
 	p->l4 = ETH_HLEN + ihl;
-	if (ip.frag_off & bpf_htons(IP_FRAGMENT)) {
-		p->kind = PACKET_FRAGMENT;
-		p->first_fragment = !(ip.frag_off & bpf_htons(0x1fff));
-		return 0;
-	}
+	if (ip.frag_off & bpf_htons(IP_FRAGMENT))
+		return parse_fragment(skb, p, !(ip.frag_off & bpf_htons(0x1fff)));
 	return parse_transport(skb, p);
 }
 
@@ -317,11 +325,8 @@ static __always_inline int parse6(struct __sk_buff *skb, struct packet *p)
 		if (next == 44) {
 			p->proto = ext.next;
 			p->l4 = off + 8;
-			if (ext.frag_off & bpf_htons(0xfff9)) {
-				p->kind = PACKET_FRAGMENT;
-				p->first_fragment = !(ext.frag_off & bpf_htons(0xfff8));
-				return 0;
-			}
+			if (ext.frag_off & bpf_htons(0xfff9))
+				return parse_fragment(skb, p, !(ext.frag_off & bpf_htons(0xfff8)));
 			off += 8;
 		} else {
 			off += (ext.len + 1) * 8;

@@ -38,18 +38,19 @@ __noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
 {
 	struct packet *p;
 	__u32 header;
+	bool expired;
 
 	if (!s || !f)
 		return DROP;
 	p = &s->packet;
 	header = p->l4 + (p->proto == IPPROTO_UDP ? 8 : 20);
-	if (((f->flags & FLOW_TTL) && p->ttl <= 1) || too_big(skb, header, f->mtu)) {
+	expired = (f->flags & FLOW_TTL) && p->ttl <= 1;
+	if (expired || too_big(skb, header, f->mtu)) {
 		our_address(s);
 		if (addr_unspecified(&s->addr))
-			return drop(skb, REASON_TTL_EXCEEDED);
-		return icmp_error(skb, s,
-				  (f->flags & FLOW_TTL) && p->ttl <= 1 ? REASON_TTL_EXCEEDED : REASON_TOO_BIG,
-				  f->mtu);
+			return drop(skb, expired ? REASON_TTL_EXCEEDED : REASON_TOO_BIG);
+		return icmp_error(skb, s, expired ? REASON_TTL_EXCEEDED : REASON_TOO_BIG,
+				  expired ? 0 : f->mtu);
 	}
 	return deliver(skb, f, p->family, p->proto, p->l4);
 }

@@ -364,6 +364,8 @@ enum counter {
 struct slot {
 	struct key6 key;		/* key4 in its first bytes when family is 4 */
 	__u32 family;			/* 4, 6; 0: free */
+	struct ref owner;		/* endpoint whose quota the flow counts in */
+	__u32 missing;			/* the sweep found no such flow, once */
 };
 
 #endif

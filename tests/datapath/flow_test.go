@@ -371,15 +371,6 @@ func TestFlowGenerations(t *testing.T) {
 				w.flags(net1, loader.BPFNetworkFlagsNETWORK_ICC, 0)
 			}
 		})
-		w.sub("the receiver's network is isolated", func(w *world) {
-			w.flags(net1, 0, loader.BPFNetworkFlagsNETWORK_ISOLATE)
-			w.flags(net2, 0, loader.BPFNetworkFlagsNETWORK_ISOLATE)
-			gw := w.gate(net2, six, 0)
-			p := opening(w.end(epO, six, 46003), f.s.via(gw), udp)
-			w.say(epO, p, sent(p.like(func(p *packet) { p.from.mac, p.to.mac, p.ttl = f.gw.mac, f.s.mac, 63 })))
-			w.flags(net1, loader.BPFNetworkFlagsNETWORK_ISOLATE, 0)
-			w.say(epO, p, refused(loader.BPFReasonREASON_ISOLATED))
-		})
 		w.sub("masquerade off", func(w *world) {
 			p := opening(f.p.at(46004), f.client.at(53).via(f.gw), udp)
 			w.say(epP, p, handed().any())
