@@ -68,6 +68,8 @@ static __noinline int decide_published(struct __sk_buff *skb, struct scratch *s,
 {
 	__u32 number = s->network;
 	struct network *n = bpf_map_lookup_elem(&networks, &number);
+	struct endpoint *e;
+	__u32 server;
 	int err;
 
 	if (!n)
@@ -80,9 +82,17 @@ static __noinline int decide_published(struct __sk_buff *skb, struct scratch *s,
 		err = aim_back(s, s->endpoint);
 	if (err)
 		return err;
-	if (s->flow.dst.id != s->endpoint)
-		return enter_keeping_port(skb, s, s->flow.dst.id);
-	/* Hairpin: a container does not answer itself, so the gateway asks. */
+	server = s->flow.dst.id;
+	e = bpf_map_lookup_elem(&endpoints, &server);
+	if (e && e->network != number) {
+		s->flow.flags |= FLOW_TTL;
+		s->reply.flags |= FLOW_TTL;
+	}
+	/* The gateway asks where the server cannot answer: a container does not answer
+	 * itself (hairpin), and with icc off it cannot resolve a peer. */
+	if (server != s->endpoint && ((n->flags & NETWORK_ICC) || (e && e->network != number) ||
+				      linked(s->endpoint, server)))
+		return enter_keeping_port(skb, s, server);
 	s->flow.saddr = s->packet.family == 4 ? n->gateway4 : n->gateway6;
 	return enter_with_port(skb, s, s->endpoint, 0);
 }

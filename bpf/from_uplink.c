@@ -22,6 +22,7 @@ static __noinline int decide_routed_in(struct scratch *s, __u32 network)
 	struct network *n = bpf_map_lookup_elem(&networks, &network);
 	__u32 id = endpoint_of(network, &p->daddr), rule = 0;
 	struct route *route = route_to(&p->saddr);
+	struct rule *r;
 	int err;
 
 	if (!n || !(n->flags & NETWORK_ROUTED) || !id || !route || p->kind != PACKET_FLOW || !opens(p))
@@ -33,6 +34,9 @@ static __noinline int decide_routed_in(struct scratch *s, __u32 network)
 		if (!open)
 			return REASON_DIRECT_ACCESS;
 		rule = *open;
+		r = bpf_map_lookup_elem(&rules, &rule);
+		if (r && !source_allowed(r, rule, &p->saddr))
+			return REASON_SOURCE_DENIED;
 	}
 	if (martian(&p->saddr))
 		return REASON_MARTIAN;

@@ -220,7 +220,7 @@ func (o *op) cable(c *Container, n *Network, ep *Endpoint, cont *netns.NS) error
 		MAC:      mac,
 		MTU:      n.MTU,
 		GRO:      true,
-		Routes:   true,
+		Routes:   !o.reconciling, // there one may exist: see setRoutes
 	}
 	for _, s := range n.Subnets {
 		v6 := s.Prefix.Addr().Is6()
@@ -234,12 +234,11 @@ func (o *op) cable(c *Container, n *Network, ep *Endpoint, cont *netns.NS) error
 		}
 	}
 	o.undo.add("device "+ep.HostIf, func() error { return o.uncable(n, ep) })
-	index, err := link.CreateVeth(ns, cont, v)
-	if err != nil {
-		return err
+	v.Ready = func(hostIndex int) error {
+		ep.HostIndex = hostIndex
+		return o.wireEndpoint(n, ep)
 	}
-	ep.HostIndex = index
-	if err := o.wireEndpoint(n, ep); err != nil {
+	if _, err := link.CreateVeth(ns, cont, v); err != nil {
 		return err
 	}
 	o.did("container %s: %s on network %s, %s", c.Name, ep.IfName, n.Name, addrList(ep))

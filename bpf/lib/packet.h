@@ -298,6 +298,7 @@ static __always_inline int parse6(struct __sk_buff *skb, struct packet *p)
 		__be16 frag_off;
 	} ext;
 	__u32 off = ETH_HLEN + sizeof(ip);
+	bool fragment = false;
 	__u8 next;
 	int i;
 
@@ -323,10 +324,13 @@ static __always_inline int parse6(struct __sk_buff *skb, struct packet *p)
 		if (bpf_skb_load_bytes(skb, off, &ext, sizeof(ext)))
 			return REASON_MALFORMED;
 		if (next == 44) {
-			p->proto = ext.next;
-			p->l4 = off + 8;
-			if (ext.frag_off & bpf_htons(0xfff9))
-				return parse_fragment(skb, p, !(ext.frag_off & bpf_htons(0xfff8)));
+			if (ext.frag_off & bpf_htons(0xfff8)) {
+				p->proto = ext.next;
+				p->l4 = off + 8;
+				return parse_fragment(skb, p, false);
+			}
+			/* A first fragment has the whole chain (RFC 7112 section 5). */
+			fragment |= ext.frag_off & bpf_htons(1);
 			off += 8;
 		} else {
 			off += (ext.len + 1) * 8;
@@ -337,7 +341,7 @@ static __always_inline int parse6(struct __sk_buff *skb, struct packet *p)
 		return REASON_UNSUPPORTED;
 	p->proto = next;
 	p->l4 = off;
-	return parse_transport(skb, p);
+	return fragment ? parse_fragment(skb, p, true) : parse_transport(skb, p);
 }
 
 /* Fills all of *p but zone. Returns 0 or an enum reason. */

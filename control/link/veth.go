@@ -28,6 +28,10 @@ type Veth struct {
 
 	MTU int  // bytes, both ends; 0: 1500
 	GRO bool // generic receive offload, both ends
+
+	// Ready is called with the host end's index when both ends are there, and
+	// neither is up nor a port: no packet has passed yet, none will unless it says so.
+	Ready func(hostIndex int) error
 }
 
 func (v Veth) check() error {
@@ -100,6 +104,11 @@ func CreateVeth(host, cont *netns.NS, v Veth) (hostIndex int, err error) {
 		}
 	}()
 
+	if v.Ready != nil {
+		if err := v.Ready(veth.Index); err != nil {
+			return 0, err
+		}
+	}
 	if err := v.setHostEnd(host, hh, veth, bridge); err != nil {
 		return 0, err
 	}
