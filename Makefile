@@ -58,8 +58,8 @@ verifier: ## verified instructions per program; the log where one is refused
 lab-shell: go-found ## a shell in a host of its own: client, uplink, store, pins, cgroup
 	$(GO) run ./tests/lab/shell
 
-soak: deps build ## the long counts
-	BPFNET_SOAK=1 $(GO) test -count=1 -p 1 -timeout 80m ./tests/...
+soak: deps go-found ## the long counts; writes docs/soak.md
+	$(GO) run ./tests/soak docs/soak.md
 
 clean: ## what building made
 	rm -f bpfnet

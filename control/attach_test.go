@@ -144,3 +144,31 @@ func (l *lab) state() string {
 	fmt.Fprint(&b, "reserved: ", reserved)
 	return b.String()
 }
+
+func TestAttachDocker(t *testing.T) {
+	l := newLab(t)
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	// What docker inspect prints, for a container that runs, for one that does not, and for none.
+	dir := t.TempDir()
+	script := fmt.Sprintf(`#!/bin/sh
+for name; do :; done
+case $name in
+web) echo %d ;;
+dead) echo 0 ;;
+*) echo "Error: No such container: $name" >&2; exit 1 ;;
+esac
+`, cmd.Process.Pid)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "docker"), []byte(script), 0o700))
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+
+	c, err := l.m.CreateContainer(ContainerOptions{Name: "web", Attach: "docker:web"})
+	require.NoError(t, err)
+	require.Equal(t, fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid), c.Netns)
+	for name, want := range map[string]string{"dead": "not running", "gone": "No such container: gone", "--help": "not a name"} {
+		_, err := l.m.CreateContainer(ContainerOptions{Name: "x1", Attach: "docker:" + name})
+		require.ErrorContains(t, err, want)
+	}
+}

@@ -18,6 +18,20 @@ type portBatch struct {
 	Derived bool           `json:"derived,omitempty"` // of -P: made anew by every start
 	Binds   [][]netip.Addr `json:"binds,omitempty"`   // the sets of host addresses in Doors
 	Doors   []door         `json:"doors,omitempty"`
+
+	read []hostSpec // of Specs, once somebody has asked
+}
+
+// parsed is what the specs say.
+func (b *portBatch) parsed() ([]hostSpec, error) {
+	if b.read == nil {
+		list, err := parseSpecs(b.Specs)
+		if err != nil {
+			return nil, err
+		}
+		b.read = list
+	}
+	return b.read, nil
 }
 
 // door is a range of host ports, on every address of its set, that leads to a container.

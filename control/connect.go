@@ -112,6 +112,11 @@ func (o *op) heir(c *Container, gone *Network) error {
 		return err
 	}
 	defer ns.Close()
+	return o.setRoutes(c, ns)
+}
+
+// setRoutes makes the default routes of a container those of its gateway endpoints.
+func (o *op) setRoutes(c *Container, ns *netns.NS) error {
 	for _, v6 := range []bool{false, true} {
 		ep := gatewayEndpoint(c, v6)
 		if ep == nil {

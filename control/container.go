@@ -179,7 +179,7 @@ func (o *op) putContainer(c *Container) error {
 // up says whether a container's network is up and somebody uses it.
 func (o *op) up(c *Container) bool {
 	switch {
-	case c.State == StateExited:
+	case c.State == StateExited || o.booted():
 		return false
 	case c.Attached:
 		ns, err := netns.Open(c.Netns)

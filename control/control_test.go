@@ -17,7 +17,7 @@ import (
 //
 //	world (netns) ── veth ── host (netns): eth0 192.0.2.1/24, 2001:db8::1/64
 type lab struct {
-	t     *testing.T
+	t     testing.TB
 	host  *netns.NS
 	world *netns.NS
 	o     Options
@@ -27,7 +27,7 @@ type lab struct {
 
 const unifiedCgroup = "/sys/fs/cgroup/unified"
 
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	t.Helper()
 	dir := t.TempDir()
 	l := &lab{t: t, host: newNetns(t), world: newNetns(t)}
@@ -84,7 +84,7 @@ func (l *lab) config(dir, text string) string {
 	return path
 }
 
-func newNetns(t *testing.T) *netns.NS {
+func newNetns(t testing.TB) *netns.NS {
 	t.Helper()
 	ns, err := netns.New()
 	require.NoError(t, err)
@@ -112,7 +112,7 @@ func (l *lab) keep(ns *netns.NS, name string) string {
 }
 
 // links are the names of the devices of a namespace.
-func links(t *testing.T, ns *netns.NS) []string {
+func links(t testing.TB, ns *netns.NS) []string {
 	t.Helper()
 	h, err := ns.Netlink()
 	require.NoError(t, err)

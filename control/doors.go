@@ -23,7 +23,7 @@ func (o *op) raiseBatch(c *Container, b *portBatch, before []door) error {
 		o.m.warn("container %s: is on internal networks only: its ports are not published", c.Name)
 		return nil
 	}
-	specs, err := parseSpecs(b.Specs)
+	specs, err := b.parsed()
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -18,7 +19,8 @@ import (
 
 // hostRecord is what the store knows of the host that it is for.
 type hostRecord struct {
-	Netns    string  `json:"netns"` // path; "": the caller's
+	Version  int     `json:"version"` // of the records
+	Netns    string  `json:"netns"`   // path; "": the caller's
 	Cgroup   string  `json:"cgroup"`
 	BPFFS    string  `json:"bpffs"`
 	Datapath string  `json:"datapath"`
@@ -29,6 +31,9 @@ type hostRecord struct {
 	Lo       link.Lo `json:"lo"`   // what uninstall puts back
 	Seed     string  `json:"seed"` // of the IPv6 prefixes
 }
+
+// recordVersion grows when older programs would misread the store.
+const recordVersion = 1
 
 // Init sets the host up, or changes its configuration: nil keeps what is there.
 func (m *Manager) Init(c *Config) error {
@@ -82,7 +87,7 @@ func (o *op) initHost(flags *Config) error {
 
 // newHost fills the record from options, configuration file and flags.
 func (m *Manager) newHost(flags *Config) (*hostRecord, error) {
-	h := &hostRecord{Netns: m.o.Netns, Cgroup: m.o.Cgroup, BPFFS: m.o.BPFFS, Datapath: DatapathBPF}
+	h := &hostRecord{Version: recordVersion, Netns: m.o.Netns, Cgroup: m.o.Cgroup, BPFFS: m.o.BPFFS, Datapath: DatapathBPF}
 	if h.BPFFS == "" {
 		h.BPFFS = loader.DefaultBPFFS
 	}
@@ -121,6 +126,9 @@ func (o *op) putHost() error { return store.Put(o.tx, bucketHost, "host", o.host
 
 // sameHost refuses options that name another host than the store's.
 func (m *Manager) sameHost(h *hostRecord) error {
+	if h.Version > recordVersion {
+		return fmt.Errorf("store %s: written by a newer bpfnet (version %d, this one knows %d): use that one", m.storePath(), h.Version, recordVersion)
+	}
 	for _, x := range []struct{ flag, want, have string }{
 		{"--netns", m.o.Netns, h.Netns},
 		{"--cgroup", m.o.Cgroup, h.Cgroup},
@@ -211,6 +219,11 @@ func (o *op) refreshHost() error {
 	if err != nil {
 		return err
 	}
+	for _, name := range o.host.Config.Uplinks {
+		if !slices.ContainsFunc(up, func(l netlink.Link) bool { return l.Attrs().Name == name }) {
+			o.m.warn("uplink %s: no such device", name)
+		}
+	}
 	isUplink := make(map[int]bool, len(up))
 	for _, l := range up {
 		a := l.Attrs()
@@ -284,6 +297,15 @@ func cgroupMount() (string, error) {
 		}
 	}
 	return "", errors.New("cgroup: no cgroup v2 tree is mounted; mount one, or name one with --cgroup")
+}
+
+// booted says whether the machine was booted since the store was last reconciled:
+// no process and no namespace of it lives.
+func (o *op) booted() bool {
+	if o.boot == "" {
+		o.boot, _ = bootID()
+	}
+	return o.boot != o.host.Boot
 }
 
 func bootID() (string, error) {

@@ -195,9 +195,9 @@ func (d door) outrun(snap *ports.Snapshot, addrs []netip.Addr) error {
 	return nil
 }
 
-// bindError has Docker's words.
 func bindError(addr netip.Addr, port uint16, cause error) error {
-	return fmt.Errorf("Bind for %s failed: %w", netip.AddrPortFrom(addr, port), cause) //nolint:staticcheck // Docker's words
+	//lint:ignore ST1005 Docker's words
+	return fmt.Errorf("Bind for %s failed: %w", netip.AddrPortFrom(addr, port), cause)
 }
 
 func (v *hostView) isReserved(port uint16) bool { return v.reserved.Has(port) }

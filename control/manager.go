@@ -36,14 +36,13 @@ const (
 	bucketPorts        = "ports"         // container/number: portBatch
 	bucketLinks        = "links"         // client/target: linkRecord, of links in force
 	bucketLinkedBy     = "linked-by"     // target/client: true, of all links
-	bucketSharedBy     = "shared-by"     // target/container: true, of ModeContainer
 	bucketHosts        = "hosts"         // container: lines of its hosts file that are ours
 	bucketNetns        = "netns"         // cookie: container ID
 )
 
 var allBuckets = []string{
 	bucketHost, bucketNetworks, bucketNetworkNames, bucketContainers, bucketNames, bucketNumbers, bucketAddresses,
-	bucketMembers, bucketSlots, bucketPorts, bucketLinks, bucketLinkedBy, bucketSharedBy, bucketHosts, bucketNetns,
+	bucketMembers, bucketSlots, bucketPorts, bucketLinks, bucketLinkedBy, bucketHosts, bucketNetns,
 }
 
 // Manager works on one host. It is opened per command; several processes may

@@ -162,7 +162,7 @@ func (o *op) planNetwork(opts NetworkOptions) (*Network, error) {
 		Bridge:          opts.Bridge,
 		Internal:        opts.Internal,
 		ICC:             *cmp.Or(opts.ICC, &yes),
-		Masquerade:      *cmp.Or(opts.Masquerade, &yes),
+		Masquerade:      *cmp.Or(opts.Masquerade, &yes) && !opts.Routed,
 		Isolate:         *cmp.Or(opts.Isolate, &yes),
 		Routed:          opts.Routed,
 		FullCone:        opts.FullCone,

@@ -35,6 +35,7 @@ type op struct {
 	shut  []func() error
 
 	// Read once: what the host has.
+	boot  string
 	view  *hostView
 	addrs map[netip.Addr]bool
 	binds map[string]netip.Addr // default binding addresses by network

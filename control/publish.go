@@ -3,22 +3,22 @@ package control
 import (
 	"slices"
 
-	"github.com/bpfnet/bpfnet/control/ports"
 	"github.com/bpfnet/bpfnet/control/store"
 )
 
 // Publish adds ports to a running container: all of them or none.
 func (m *Manager) Publish(ref string, specs ...string) ([]Publication, error) {
-	if _, err := parseSpecs(specs); err != nil {
+	read, err := parseSpecs(specs)
+	if err != nil {
 		return nil, err
 	}
 	var list []Publication
-	err := m.change(notFound("No such container: %s", ref), func(o *op) error {
+	err = m.change(notFound("No such container: %s", ref), func(o *op) error {
 		c, err := o.openDoors(ref)
 		if err != nil {
 			return err
 		}
-		b := &portBatch{Specs: specs}
+		b := &portBatch{Specs: specs, read: read}
 		if err := o.raiseBatch(c, b, nil); err != nil {
 			return err
 		}
@@ -118,7 +118,7 @@ func (o *op) openDoors(ref string) (*Container, error) {
 // closeMatching closes the doors of a batch that the specs mean, and forgets the
 // specs that they came from.
 func (o *op) closeMatching(b *portBatch, wanted []hostSpec, found []bool) (changed bool, err error) {
-	given, err := parseSpecs(b.Specs)
+	given, err := b.parsed()
 	if err != nil {
 		return false, err
 	}
@@ -179,17 +179,17 @@ func (o *op) closeMatching(b *portBatch, wanted []hostSpec, found []bool) (chang
 
 // publications is the batch as users see it.
 func (b *portBatch) publications(container string) ([]Publication, error) {
+	specs, err := b.parsed()
+	if err != nil {
+		return nil, err
+	}
 	list := make([]Publication, 0, len(b.Doors))
 	for _, d := range b.Doors {
-		spec := b.Specs[d.Spec]
-		parsed, err := ports.Parse(spec)
-		if err != nil {
-			return nil, err
-		}
+		spec := &specs[d.Spec] // one line is one spec
 		for _, addr := range b.Binds[d.Bind] {
 			list = append(list, Publication{
-				Rule: d.Rule, Container: container, Spec: spec, Proto: d.Proto.String(), HostIP: addr,
-				HostPort: d.Host, Port: d.Port, Count: uint32(d.Count), From: parsed[0].From,
+				Rule: d.Rule, Container: container, Spec: spec.Raw, Proto: d.Proto.String(), HostIP: addr,
+				HostPort: d.Host, Port: d.Port, Count: uint32(d.Count), From: spec.From,
 			})
 		}
 	}

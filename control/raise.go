@@ -76,7 +76,7 @@ func (o *op) raiseNetns(c *Container, given *netns.NS) (*netns.NS, error) {
 			return nil, conflict("cannot join network of a non running container: %s", target.Name)
 		}
 		c.Netns, c.NetnsID, c.Cookie = target.Netns, target.NetnsID, target.Cookie
-		return nil, store.Put(o.tx, bucketSharedBy, target.ID+"/"+c.ID, true)
+		return nil, nil
 	case given != nil:
 		if err := o.notTheHost(given, "netns "+c.Netns); err != nil {
 			return nil, err
@@ -167,11 +167,7 @@ func (o *op) lowerContainer(c *Container) error {
 			return err
 		}
 	}
-	if c.Mode == ModeContainer {
-		if err := store.Delete(o.tx, bucketSharedBy, c.ModeTarget+"/"+c.ID); err != nil {
-			return err
-		}
-	} else if c.Cookie != 0 {
+	if c.Mode != ModeContainer && c.Cookie != 0 {
 		key := fmt.Sprint(c.Cookie)
 		if owner, _, err := store.Get[string](o.tx, bucketNetns, key); err != nil {
 			return err

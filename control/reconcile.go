@@ -209,6 +209,7 @@ func (o *op) repairContainer(c *Container) error {
 		return err
 	}
 	defer ns.Close()
+	cabled := false
 	for _, ep := range endpointsOf(c) {
 		if ep.Slot == 0 {
 			continue
@@ -217,35 +218,43 @@ func (o *op) repairContainer(c *Container) error {
 		if err != nil {
 			return err
 		}
-		if err := o.repairEndpoint(c, n, ep, ns); err != nil {
+		anew, err := o.repairEndpoint(c, n, ep, ns)
+		if err != nil {
 			return fmt.Errorf("network %s: %w", n.Name, err)
+		}
+		cabled = cabled || anew
+	}
+	if cabled {
+		if err := o.setRoutes(c, ns); err != nil {
+			return err
 		}
 	}
 	return o.putContainer(c)
 }
 
-func (o *op) repairEndpoint(c *Container, n *Network, ep *Endpoint, ns *netns.NS) error {
+// repairEndpoint says whether the cable had to be laid anew.
+func (o *op) repairEndpoint(c *Container, n *Network, ep *Endpoint, ns *netns.NS) (anew bool, err error) {
 	dev, err := o.device(ep.HostIf)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if dev == nil {
-		return o.cable(c, n, ep, ns)
+		return true, o.cable(c, n, ep, ns)
 	}
 	ep.HostIndex = dev.Attrs().Index
 	if err := o.wireEndpoint(n, ep); err != nil {
-		return err
+		return false, err
 	}
 	bridge, err := o.bridgeIndex(n)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if dev.Attrs().MasterIndex != bridge {
 		if err := o.enslave(dev, bridge); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return o.setNeighbors(n, ep)
+	return false, o.setNeighbors(n, ep)
 }
 
 // enslave makes a host end a port of its bridge again; a bridge that is full is fine.

@@ -71,11 +71,11 @@ func (o *op) settlePorts(live []*Container) error {
 
 // publicationOf is a door as the programs are to see it.
 func publicationOf(c *Container, b *portBatch, d door) (maps.Publication, error) {
-	parsed, err := ports.Parse(b.Specs[d.Spec])
+	specs, err := b.parsed()
 	if err != nil {
 		return maps.Publication{}, err
 	}
-	pub := maps.Publication{HostPort: d.Host, Port: d.Port, Sources: parsed[0].From}
+	pub := maps.Publication{HostPort: d.Host, Port: d.Port, Sources: specs[d.Spec].From}
 	if ep := gatewayEndpoint(c, false); ep != nil {
 		pub.Endpoint4 = ep.Slot
 	}

@@ -150,8 +150,16 @@ func (o *op) refreshAddrs() error {
 			want[nw.LinkLocal] = nw.Bridge
 		}
 	}
+	old, err := t.HostAddresses.List()
+	if err != nil {
+		return err
+	}
 	changed, err := t.HostAddresses.Replace(want)
 	if changed > 0 {
+		o.undo.add("host addresses", func() error {
+			_, err := t.HostAddresses.Replace(old)
+			return err
+		})
 		o.did("host addresses: %d changes", changed)
 	}
 	return err

@@ -11,7 +11,7 @@ import (
 // networks (see Networks), the others publications and links. A change of a
 // rule makes the programs judge its flows again.
 type Rules struct {
-	rules   versioned[uint32, loader.BPFRule]
+	rules   ruleTable
 	sources table[loader.BPFSourceKey, uint32]
 }
 

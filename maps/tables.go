@@ -44,7 +44,7 @@ type Tables struct {
 func New(src Source) *Tables {
 	devices := &Devices{table[uint32, loader.BPFDevice]{src, loader.BPFMapDevices}}
 	rules := &Rules{
-		rules:   versioned[uint32, loader.BPFRule]{table[uint32, loader.BPFRule]{src, loader.BPFMapRules}, epoch{src}},
+		rules:   ruleTable{table[uint32, loader.BPFRule]{src, loader.BPFMapRules}, epoch{src}},
 		sources: table[loader.BPFSourceKey, uint32]{src, loader.BPFMapSources},
 	}
 	return &Tables{

@@ -105,6 +105,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_RULES);
+	__uint(map_flags, BPF_F_MMAPABLE_);
 	__type(key, __u32);
 	__type(value, struct rule);
 	PINNED;

@@ -1,0 +1,62 @@
+package maps
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/bpfnet/bpfnet/loader"
+)
+
+// ruleTable is the rules array, mapped into memory: publishing 10,000 ports writes
+// 10,000 rules.
+type ruleTable struct {
+	table[uint32, loader.BPFRule]
+	epoch epoch
+}
+
+const (
+	ruleSize   = int64(unsafe.Sizeof(loader.BPFRule{}))
+	ruleStride = (ruleSize + slotSize - 1) / slotSize * slotSize
+)
+
+func (t ruleTable) get(num uint32) (w loader.BPFRule, ok bool, err error) {
+	memory, err := t.memory(num)
+	if err != nil {
+		return w, false, err
+	}
+	raw := (*[ruleSize]byte)(unsafe.Pointer(&w))
+	if _, err := memory.ReadAt(raw[:], int64(num)*ruleStride); err != nil {
+		return w, false, t.wrap(err)
+	}
+	return w, true, nil
+}
+
+func (t ruleTable) put(num uint32, w loader.BPFRule) error {
+	memory, err := t.memory(num)
+	if err != nil {
+		return err
+	}
+	raw := (*[ruleSize]byte)(unsafe.Pointer(&w))
+	if _, err := memory.WriteAt(raw[:], int64(num)*ruleStride); err != nil {
+		return t.wrap(err)
+	}
+	return t.epoch.advance()
+}
+
+func (t ruleTable) memory(num uint32) (interface {
+	ReadAt([]byte, int64) (int, error)
+	WriteAt([]byte, int64) (int, error)
+}, error) {
+	m, err := t.open()
+	if err != nil {
+		return nil, err
+	}
+	if num >= m.MaxEntries() {
+		return nil, fmt.Errorf("rule %d: not below %d", num, m.MaxEntries())
+	}
+	memory, err := m.Memory()
+	if err != nil {
+		return nil, t.wrap(err)
+	}
+	return memory, nil
+}
