@@ -27,6 +27,8 @@ static __noinline int decide_routed_in(struct scratch *s, __u32 network)
 
 	if (!n || !(n->flags & NETWORK_ROUTED) || !id || !route || p->kind != PACKET_FLOW || !opens(p))
 		return REASON_DIRECT_ACCESS;
+	if (martian(&p->saddr))
+		return REASON_MARTIAN;
 	if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
 		struct link_key key = { .server = id, .port = p->dport, .proto = p->proto };
 		__u32 *open = bpf_map_lookup_elem(&links, &key);
@@ -35,11 +37,11 @@ static __noinline int decide_routed_in(struct scratch *s, __u32 network)
 			return REASON_DIRECT_ACCESS;
 		rule = *open;
 		r = bpf_map_lookup_elem(&rules, &rule);
-		if (r && !source_allowed(r, rule, &p->saddr))
+		if (!r || r->kind != RULE_PUBLICATION)
+			return REASON_DIRECT_ACCESS;
+		if (!source_allowed(r, rule, &p->saddr))
 			return REASON_SOURCE_DENIED;
 	}
-	if (martian(&p->saddr))
-		return REASON_MARTIAN;
 	begin(s, FLOW_ROUTED, FLOW_TTL);
 	err = aim(s, id, VERDICT_PEER);
 	if (err)

@@ -119,7 +119,7 @@ func (o *op) raisePorts(c *Container) error {
 		}
 	}
 	if !c.PublishAll {
-		return nil
+		return o.syncRouted(c, true)
 	}
 	all := &portBatch{Derived: true}
 	for _, e := range c.Exposed {
@@ -136,7 +136,10 @@ func (o *op) raisePorts(c *Container) error {
 	if err := o.raiseBatch(c, all, before); err != nil {
 		return err
 	}
-	return o.putBatch(c.ID+"/all", all)
+	if err := o.putBatch(c.ID+"/all", all); err != nil {
+		return err
+	}
+	return o.syncRouted(c, true)
 }
 
 // lowerPorts closes all doors of a container; the host ports stay in the batch
@@ -144,6 +147,9 @@ func (o *op) raisePorts(c *Container) error {
 func (o *op) lowerPorts(c *Container) error {
 	keys, batches, err := o.batches(c.ID)
 	if err != nil {
+		return err
+	}
+	if err := o.syncRouted(c, false); err != nil {
 		return err
 	}
 	for i, b := range batches {

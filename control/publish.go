@@ -28,6 +28,9 @@ func (m *Manager) Publish(ref string, specs ...string) ([]Publication, error) {
 		if list, err = b.publications(c.ID); err != nil {
 			return err
 		}
+		if err := o.syncRouted(c, true); err != nil {
+			return err
+		}
 		return o.refreshClients(c)
 	})
 	if err != nil {
@@ -66,6 +69,9 @@ func (m *Manager) Unpublish(ref string, specs ...string) error {
 		}
 		if i := slices.Index(found, false); i >= 0 {
 			return notFound("container %s: %s is not published", c.Name, wanted[i].Raw)
+		}
+		if err := o.syncRouted(c, true); err != nil {
+			return err
 		}
 		return o.refreshClients(c)
 	})

@@ -37,7 +37,14 @@ func (t ruleTable) put(num uint32, w loader.BPFRule) error {
 		return err
 	}
 	raw := (*[ruleSize]byte)(unsafe.Pointer(&w))
-	if _, err := memory.WriteAt(raw[:], int64(num)*ruleStride); err != nil {
+	// The generation, which is first in the struct, is written last: a flow that is
+	// decided in between is judged again.
+	at := int64(num) * ruleStride
+	const gen = int64(unsafe.Sizeof(w.Gen))
+	if _, err := memory.WriteAt(raw[gen:], at+gen); err != nil {
+		return t.wrap(err)
+	}
+	if _, err := memory.WriteAt(raw[:gen], at); err != nil {
 		return t.wrap(err)
 	}
 	return t.epoch.advance()

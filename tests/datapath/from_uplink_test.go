@@ -283,6 +283,7 @@ func TestFromUplinkRouted(t *testing.T) {
 		w.flags(net1, loader.BPFNetworkFlagsNETWORK_ROUTED, 0)
 		w.allow(ruleOpen, 0, epS, tcp, 80)
 		w.allow(ruleOpen, 0, epS, udp, 80)
+		w.bump(ruleOpen, loader.BPFRuleKindRULE_PUBLICATION)
 		direct := refused(loader.BPFReasonREASON_DIRECT_ACCESS)
 		for _, proto := range []uint8{tcp, udp, f.icmp} {
 			w.sub(protoNames[proto], func(w *world) {
