@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package bpfnet is Docker-style container networking for a Linux host with the
 // packet path in TC eBPF programs: see README.md for the picture, bpf/lib/types.h
 // for what the programs remember, and control.Manager for what fills it.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package control is the control plane: it keeps what the user asked for in the
 // store and makes the kernel match it.
 //

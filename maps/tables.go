@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package maps gives the pinned maps types: netip addresses, host byte order,
 // Go durations. It is the only place that knows byte order and the layout of
 // bpf/lib/types.h.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package demo is the main job in a lab of its own: a client, a host and two
 // containers in network namespaces that nobody else uses, with their own store,
 // pins and cgroup. It explains what it does line by line and leaves nothing behind.

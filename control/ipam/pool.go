@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package ipam chooses subnets for networks and addresses within them. It is
 // pure: what is taken comes from the caller, and what is chosen is only an answer.
 package ipam

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package link makes and reads what bpfnet has of devices in the host's and the
 // containers' network namespaces: bridges, veths, addresses, neighbours and
 // default routes to write; uplinks, addresses and routes to read. It knows nothing

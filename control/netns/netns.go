@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package netns opens, makes and keeps network namespaces, and runs code inside
 // them. A namespace is held by file descriptor from the moment it was checked, so
 // that a path which changes its meaning cannot change what is worked on.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package ports
 
 // Reserve works out ip_local_reserved_ports: want are the published tcp and udp

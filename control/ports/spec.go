@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package ports reads port specs, chooses host ports, and asks and tells the
 // kernel which of them the host itself uses. What touches the kernel works on the
 // network namespace of the calling thread.

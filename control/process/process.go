@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package process starts a container's command in namespaces of its own, joins
 // a running one, and recognises a command again by its pid and start time.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package store keeps what the user asked for in one bbolt file. The Manager
 // opens it per operation, so that several commands can run at once: writers one
 // after the other, readers together. Values are JSON.

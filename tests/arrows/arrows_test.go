@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package arrows holds the code base to its drawing: who may import whom.
 //
 //	cmd/bpfnet → control → control/{ipam,link,netns,ports,process,store}, maps, loader

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package lab builds what the tests run in: a host, and another host beside it,
 // in network namespaces of their own. Nothing outside of them is changed.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command soak runs the conformance rows and bars with the counts that were
 // promised (BPFNET_SOAK=1) and writes what came out as a table: row, result,
 // time, and the figures that the test logged.

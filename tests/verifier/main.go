@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command verifier loads the programs one by one, without attaching them, and
 // prints what the kernel's verifier did: verified instructions and translated
 // size per program. Where a program is refused it prints the end of the log,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command shell builds a lab (see package lab for the drawing) and starts $SHELL in
 // its host H; when the shell ends, nothing is left. It is make lab-shell.
 package main
