@@ -7,21 +7,21 @@
 #include "lib/flood.h"
 
 /* To a container, on the same network or another. Returns a reason. */
-static __noinline int decide_peer(struct scratch *s, __u32 network, __u32 rule, __u32 kind, __u32 flags)
+static __noinline int decide_peer(struct __sk_buff *skb, struct scratch *s, __u32 network, __u32 rule, __u32 kind)
 {
 	__u32 id = endpoint_of(network, &s->packet.daddr);
 	int err;
 
 	if (!id)
 		return REASON_NO_ENDPOINT;
-	begin(s, kind, flags);
+	begin(s, kind, kind == FLOW_ROUTED ? FLOW_OPTIONAL | FLOW_TTL : FLOW_OPTIONAL);
 	err = aim(s, id, VERDICT_PEER);
 	if (!err)
 		err = aim_back(s, s->endpoint);
 	if (err)
 		return err;
 	refer_rule(&s->flow.rule, rule);
-	return enter_optional(s, s->endpoint);
+	return enter_optional(skb, s, s->endpoint);
 }
 
 /* On the same network: icc or a link. Returns the rule that allows it, or 0. */
@@ -40,7 +40,7 @@ static __always_inline __u32 peer_rule(struct scratch *s, const struct network *
 }
 
 /* To a service of the host. Returns a reason. */
-static __noinline int decide_host(struct scratch *s)
+static __noinline int decide_host(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 number = s->network;
 	struct network *n = bpf_map_lookup_elem(&networks, &number);
@@ -60,7 +60,7 @@ static __noinline int decide_host(struct scratch *s)
 	s->reply.ifindex = e->ifindex;
 	mac_copy(s->reply.macs, e->mac);
 	mac_copy(s->reply.macs + 6, n->mac);
-	return enter_optional(s, s->endpoint);
+	return enter_optional(skb, s, s->endpoint);
 }
 
 /* To a published port of this host, one's own included. Returns a reason. */
@@ -142,12 +142,12 @@ static __always_inline int decide(struct __sk_buff *skb, struct scratch *s)
 			if (!addr_equal(&p->daddr, &n->gateway4) && !addr_equal(&p->daddr, &n->gateway6) &&
 			    !addr_equal(&p->daddr, &n->link_local))
 				return REASON_INTERNAL;
-			return decide_host(s);
+			return decide_host(skb, s);
 		}
 		rule = publication(&p->daddr, p->dport, p->proto, p->family, 1);
 		if (rule && opens(p))
 			return decide_published(skb, s, rule);
-		return decide_host(s);
+		return decide_host(skb, s);
 	}
 	if (addr_link_local6(&p->daddr))
 		other = number;
@@ -161,13 +161,13 @@ static __always_inline int decide(struct __sk_buff *skb, struct scratch *s)
 		rule = peer_rule(s, n, id);
 		if (!rule)
 			return REASON_ICC_DENIED;
-		return decide_peer(s, number, rule, FLOW_PEER, FLOW_OPTIONAL);
+		return decide_peer(skb, s, number, rule, FLOW_PEER);
 	}
 	if (other) {
 		m = bpf_map_lookup_elem(&networks, &other);
 		if (!m || ((n->flags | m->flags) & (NETWORK_ISOLATE | NETWORK_INTERNAL)))
 			return REASON_ISOLATED;
-		return decide_peer(s, other, number, FLOW_ROUTED, FLOW_OPTIONAL | FLOW_TTL);
+		return decide_peer(skb, s, other, number, FLOW_ROUTED);
 	}
 	return decide_world(skb, s);
 }

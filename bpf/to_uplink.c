@@ -19,7 +19,7 @@ static __noinline int to_uplink_slow(struct __sk_buff *skb)
 			return drop(skb, REASON_BYPASS);
 		return PASS;
 	}
-	if (!err && s->packet.kind == PACKET_FLOW && s->packet.proto == IPPROTO_UDP)
+	if (!err && s->packet.kind == PACKET_FLOW && s->packet.proto != IPPROTO_TCP)
 		remember_local(s);
 	return PASS;
 }
@@ -35,10 +35,10 @@ int to_uplink(struct __sk_buff *skb)
 		skb->mark = 0;
 		return PASS;
 	}
-	/* Of the host's own only UDP matters. */
+	/* Of the host's own only UDP and ICMP matter. */
 	if (!skb->ingress_ifindex) {
 		if (skb->protocol == bpf_htons(ETH_P_IP) && (void *)(v4 + 1) <= end &&
-		    v4->protocol != IPPROTO_UDP)
+		    v4->protocol == IPPROTO_TCP)
 			return PASS;
 		if (skb->protocol == bpf_htons(ETH_P_IPV6) && (void *)(v6 + 1) <= end &&
 		    v6->nexthdr == IPPROTO_TCP)

@@ -411,8 +411,10 @@ type BPFScratch struct {
 	Reply    BPFFlow
 	Endpoint uint32
 	Network  uint32
+	Probes   uint32
 	Addr     BPFAddr
 	Bytes    [96]uint8
+	_        [4]byte
 }
 
 type BPFSlot struct {

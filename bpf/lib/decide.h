@@ -10,8 +10,8 @@
 #include "deliver.h"
 
 #define BPF_TCP_ESTABLISHED 1
-#define PORT_TRIES 16			/* random ports, then */
-#define PORT_WALK 1024			/* so many in a row */
+#define PORT_TRIES 16			/* random ports, then all in turn, */
+#define PORT_PROBES 1024		/* of which so many are looked up among the flows */
 
 static __always_inline __u32 host_addr(const struct addr *a)
 {
@@ -203,25 +203,6 @@ __noinline int enter(struct scratch *s, __u32 owner)
 	return 0;
 }
 
-/* A decision that can be taken again (icc, host) need not be the first: what
- * stands in its way is a stale twin. */
-static __always_inline int enter_optional(struct scratch *s, __u32 owner)
-{
-	int err = enter(s, owner);
-
-	if (err == REASON_NO_PORT) {
-		struct flow *stale = find(&s->twin);
-
-		if (stale) {
-			struct tuple t = s->twin, other;
-
-			flow_end(&t, stale, &other);
-		}
-		err = enter(s, owner);
-	}
-	return err;
-}
-
 static __always_inline int proto_index(__u8 proto)
 {
 	switch (proto) {
@@ -280,7 +261,6 @@ struct port_search {
 	__u32 start;
 	__u32 world;
 	__u32 result;
-	__u32 tries;
 };
 
 static __always_inline bool host_socket(struct __sk_buff *skb, const struct tuple *t)
@@ -350,12 +330,13 @@ static long try_port(__u32 n, struct port_search *search)
 	if (!port)
 		return 1;
 	s->flow.sport = bpf_htons(port);
-	/* Published ports only if there is nothing else. */
-	if (!icmp && n + 64 < search->tries) {
+	if (!icmp && search->world) {
 		slot = slot_of_port(s->packet.family, s->packet.proto, port);
 		if (slot)
 			return 0;
 	}
+	if (s->probes++ == PORT_PROBES)
+		return 1;
 	twin_of(&s->twin, &s->tuple, &s->flow);
 	other = find(&s->twin);
 	if (other) {
@@ -389,17 +370,18 @@ struct {
 __noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 owner, __u32 world)
 {
 	struct port_search search = { .skb = skb, .s = s, .owner = owner, .world = world,
-				      .result = REASON_NO_PORT, .tries = PORT_TRIES + PORT_WALK };
+				      .result = REASON_NO_PORT };
 	__u32 zero = 0;
 	struct cursor *cursor = bpf_map_lookup_elem(&port_cursor, &zero);
 
 	if (!s)
 		return REASON_ERROR;
+	s->probes = 0;
 	if (world)
 		search.start = bpf_get_prandom_u32();
 	else if (cursor)
 		search.start = __sync_fetch_and_add(&cursor->next, 1);
-	bpf_loop(PORT_TRIES + PORT_WALK, try_port, &search, 0);
+	bpf_loop(PORT_TRIES + PORTS, try_port, &search, 0);
 	return search.result;
 }
 
@@ -410,6 +392,37 @@ static __always_inline int enter_keeping_port(struct __sk_buff *skb, struct scra
 	int err = enter(s, owner);
 
 	return err == REASON_NO_PORT ? enter_with_port(skb, s, owner, 0) : err;
+}
+
+/* What has the reply's tuple of s->flow: the flow's own twin that was left over, which
+ * is ended, or a live flow that was translated into this very tuple. 0: it is free now. */
+__noinline int make_way(struct scratch *s)
+{
+	struct tuple t, other;
+	struct flow *f;
+
+	if (!s)
+		return REASON_ERROR;
+	t = s->twin;
+	f = find(&t);
+	if (!f)
+		return 0;
+	twin_of(&other, &t, f);
+	if (!tuple_equal(&other, &s->tuple) && !flow_idle(f, now()))
+		return REASON_NO_PORT;
+	flow_end(&t, f, &other);
+	return 0;
+}
+
+/* A decision that can be taken again (icc, host) need not be the first. Where a
+ * translated flow is in its way, this one gets another source port. */
+static __always_inline int enter_optional(struct __sk_buff *skb, struct scratch *s, __u32 owner)
+{
+	int err = enter(s, owner);
+
+	if (err != REASON_NO_PORT)
+		return err;
+	return make_way(s) ? enter_with_port(skb, s, owner, 0) : enter(s, owner);
 }
 
 /* May this source use the publication? */

@@ -24,6 +24,7 @@ struct scratch {
 	struct flow reply;
 	__u32 endpoint;			/* the sending container, or 0 */
 	__u32 network;			/* its network, or 0 */
+	__u32 probes;			/* ports looked up for one flow */
 	struct addr addr;		/* looked up, or spoken from */
 	__u8 bytes[96];			/* quoted in an ICMP error */
 };
@@ -196,6 +197,12 @@ static __always_inline void twin_of(struct tuple *twin, const struct tuple *t, c
 	twin->proto = t->proto;
 	twin->family = f->flags & FLOW_TO_IPV4 ? 4 : f->flags & FLOW_TO_IPV6 ? 6 : t->family;
 	twin->pad[0] = twin->pad[1] = 0;
+}
+
+static __always_inline bool tuple_equal(const struct tuple *a, const struct tuple *b)
+{
+	return addr_equal(&a->saddr, &b->saddr) && addr_equal(&a->daddr, &b->daddr) && a->sport == b->sport &&
+	       a->dport == b->dport && a->zone == b->zone && a->proto == b->proto && a->family == b->family;
 }
 
 static __always_inline bool endpoint_current(const struct ref *r)

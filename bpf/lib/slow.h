@@ -160,18 +160,20 @@ static __always_inline bool host_connected(struct __sk_buff *skb, const struct p
 }
 
 /* The host's own UDP leaves from a port that is published (its choice was not
- * the bind guard's to refuse): answers to it are the host's. */
+ * the bind guard's to refuse), or the host pings, with an identifier that masquerade
+ * may have given to a container: answers to it are the host's. */
 static __noinline void remember_local(struct scratch *s)
 {
 	struct packet *p = &s->packet;
 	struct flow *f = &s->flow;
-	__u32 slot = slot_of_port(p->family, p->proto, bpf_ntohs(p->sport));
+	struct tuple other;
+	struct flow *taken;
 
-	if (!slot)
+	if (p->proto == IPPROTO_UDP ? !slot_of_port(p->family, p->proto, bpf_ntohs(p->sport)) : !p->sport)
 		return;
 	begin(s, FLOW_LOCAL, FLOW_OPTIONAL);
 	f->verdict = VERDICT_STACK;
-	f->timeout = timeout(TIMEOUT_UDP);
+	f->timeout = timeout(p->proto == IPPROTO_UDP ? TIMEOUT_UDP : TIMEOUT_ICMP);
 	s->twin.saddr = p->daddr;
 	s->twin.daddr = p->saddr;
 	s->twin.sport = p->dport;
@@ -180,6 +182,9 @@ static __noinline void remember_local(struct scratch *s)
 	s->twin.proto = p->proto;
 	s->twin.family = p->family;
 	s->twin.pad[0] = s->twin.pad[1] = 0;
+	taken = p->proto == IPPROTO_UDP ? NULL : find(&s->twin);
+	if (taken && taken->kind != FLOW_LOCAL)
+		flow_end(&s->twin, taken, &other);
 	put_half_open(&s->twin, f, BPF_ANY);
 }
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package conformance
 
 import (
@@ -125,4 +127,11 @@ func eventually(t testing.TB, what string, cond func() bool) {
 func (c *cast) namespace(name string) (*netns.NS, string) {
 	c.t.Helper()
 	return c.AddNetns(c.t, name)
+}
+
+// in is the cast as a subtest has it.
+func (c *cast) in(t testing.TB) *cast {
+	d := *c
+	d.t = t
+	return &d
 }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package conformance
 
 import (
@@ -123,35 +125,32 @@ func openSocket(network, address string) (fd, port int, err error) {
 	if fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0); err != nil {
 		return 0, 0, err
 	}
-	defer func() {
-		if err != nil {
-			unix.Close(fd)
-		}
-	}()
-	if reuse {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-			return 0, 0, err
-		}
+	if port, err = bindSocket(fd, at, kind, reuse, strings.HasSuffix(network, "6")); err != nil {
+		unix.Close(fd)
+	}
+	return fd, port, err
+}
+
+func bindSocket(fd int, at netip.AddrPort, kind int, reuse, only6 bool) (port int, err error) {
+	flag := map[bool]int{true: 1}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, flag[reuse]); err != nil {
+		return 0, err
 	}
 	var sa unix.Sockaddr
-	if family == unix.AF_INET {
+	if at.Addr().Is4() {
 		sa = &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
 	} else {
-		only := 0
-		if strings.HasSuffix(network, "6") {
-			only = 1
-		}
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only); err != nil {
-			return 0, 0, err
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, flag[only6]); err != nil {
+			return 0, err
 		}
 		sa = &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
 	}
 	if err := unix.Bind(fd, sa); err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	if kind == unix.SOCK_STREAM {
 		if err := unix.Listen(fd, 16); err != nil {
-			return 0, 0, err
+			return 0, err
 		}
 	}
 	got, err := unix.Getsockname(fd)
@@ -161,56 +160,59 @@ func openSocket(network, address string) (fd, port int, err error) {
 	case *unix.SockaddrInet6:
 		port = a.Port
 	}
-	return fd, port, err
+	return port, err
 }
 
-// held is a time in which a process of the host had a port, on CLOCK_MONOTONIC.
+// held is a port that a process of the host has; times are nanoseconds of CLOCK_MONOTONIC.
 type held struct {
-	proto     string
-	port      int
-	from, end int64
+	network    string
+	port       int
+	from, took int64 // since when, and how long the bind took
 }
 
-// storm binds ports of a range at random, by TCP and UDP, in both families, keeps each for a
-// moment, and tells at the end which it had when: "tcp:40001:FROM:END ...". FROM is read after
-// the bind, END before the close.
+// storm binds ports of a range at random, by TCP and UDP, in both families, up to a hundred at a
+// time, keeps each for ten milliseconds, and tells at the end which it had when:
+// "tcp6:40001:FROM:TOOK:END ...". FROM is read after the bind, which took TOOK, END before the close.
 func storm(first, last int, calm chan struct{}) string {
 	var told strings.Builder
-	end := func(h held, fd int) {
-		fmt.Fprintf(&told, "%s:%d:%d:%d ", h.proto, h.port, h.from, monotonic())
-		unix.Close(fd)
-	}
 	type open struct {
 		held
 		fd int
 	}
-	var list []open
+	end := func(o open) {
+		fmt.Fprintf(&told, "%s:%d:%d:%d:%d ", o.network, o.port, o.from, o.took, monotonic())
+		unix.Close(o.fd)
+	}
+	var list []open // the oldest first
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
 	for {
 		select {
 		case <-calm:
 			for _, o := range list {
-				end(o.held, o.fd)
+				end(o)
 			}
 			return told.String()
-		default:
+		case <-tick.C:
 		}
-		network := []string{"tcp4", "tcp6", "tcp", "udp4", "udp6", "udp"}[rand.IntN(6)]
-		port := first + rand.IntN(last-first+1)
-		address := fmt.Sprintf("[::]:%d", port)
-		if strings.HasSuffix(network, "4") {
-			address = fmt.Sprintf("0.0.0.0:%d", port)
+		for len(list) > 0 && monotonic()-list[0].from > 10e6 {
+			end(list[0])
+			list = list[1:]
 		}
-		fd, _, err := openSocket(network, address)
-		if err == nil {
-			list = append(list, open{held{proto: network[:3], port: port, from: monotonic()}, fd})
+		for tries := 0; len(list) < 100 && tries < 100; tries++ {
+			network := []string{"tcp4", "tcp6", "tcp", "udp4", "udp6", "udp"}[rand.IntN(6)]
+			port := first + rand.IntN(last-first+1)
+			address := fmt.Sprintf("[::]:%d", port)
+			if strings.HasSuffix(network, "4") {
+				address = fmt.Sprintf("0.0.0.0:%d", port)
+			}
+			start := monotonic()
+			fd, _, err := openSocket(network, address)
+			if err == nil {
+				now := monotonic()
+				list = append(list, open{held{network, port, now, now - start}, fd})
+			}
 		}
-		if len(list) > 50 {
-			i := rand.IntN(len(list))
-			end(list[i].held, list[i].fd)
-			list[i] = list[len(list)-1]
-			list = list[:len(list)-1]
-		}
-		time.Sleep(50 * time.Microsecond) // leaves the processor to the others
 	}
 }
 

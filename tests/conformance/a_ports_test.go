@@ -1,0 +1,133 @@
+package conformance
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/bpfnet/bpfnet/tests/lab"
+)
+
+// A15: a range leads one to one, and is one door.
+func TestA15(t *testing.T) {
+	c, s, _, _ := mainCast(t)
+	pubs, err := c.m.Publish("srv", "7000-7002:80-82", "7000-7002:80-82/udp")
+	require.NoError(t, err)
+	require.Len(t, pubs, 4, "two protocols on 0.0.0.0 and [::]")
+	rules := make(map[uint32]bool)
+	for _, p := range pubs {
+		require.EqualValues(t, 3, p.Count)
+		require.EqualValues(t, 7000, p.HostPort)
+		require.EqualValues(t, 80, p.Port)
+		rules[p.Rule] = true
+	}
+	require.Len(t, rules, 2)
+
+	for _, port := range []int{81, 82} {
+		for _, serve := range []func() *lab.Server{
+			func() *lab.Server { return lab.ServeTCP(t, s.ns, at("srv", port), at("", port)) },
+			func() *lab.Server { return lab.ServeUDP(t, s.ns, at("srv", port), at("", port)) },
+		} {
+			serve()
+		}
+	}
+	for port, server := range map[int]string{7000: "srv", 7001: "srv:81", 7002: "srv:82"} {
+		c.answers(c.Client, at(lab.HostIPv4, port), server, lab.ClientIPv4)
+		c.answers(c.Client, at(lab.HostIPv6, port), server, lab.ClientIPv6)
+		c.answers(c.Host, at("127.0.0.1", port), server, "10.1.0.1")
+		c.answers(c.Host, at("::1", port), server, "fd00:1::1")
+	}
+	for _, port := range []int{6999, 7003} {
+		c.refused(c.Client, at(lab.HostIPv4, port), at(lab.HostIPv4, 7000))
+	}
+	require.NoError(t, c.m.Unpublish("srv", "7000-7002:80-82"))
+	for _, port := range []int{7000, 7001, 7002} {
+		_, err := ask(c.Client, "tcp", "", at(lab.HostIPv4, port), silence)
+		require.True(t, lab.Refused(err), "%d after unpublish: %v", port, err)
+		c.answersBy("udp", c.Client, "", at(lab.HostIPv4, port), map[int]string{7000: "srv", 7001: "srv:81", 7002: "srv:82"}[port], lab.ClientIPv4)
+	}
+}
+
+// A16: one container port published twice answers on both: also to one socket, or
+// one port of a client, that uses both at once.
+func TestA16(t *testing.T) {
+	c, s, p, o := mainCast(t)
+	c.opens("srv", "8082:80", "8082:80/udp")
+	for _, from := range []struct {
+		name       string
+		who        *actor
+		to4, to6   string
+		src4, src6 string
+	}{
+		{"X", &actor{ns: c.Client}, lab.HostIPv4, lab.HostIPv6, lab.ClientIPv4, lab.ClientIPv6},
+		{"H", &actor{ns: c.Host}, "127.0.0.1", "::1", "10.1.0.1", "fd00:1::1"},
+		{"peer", p, "10.1.0.1", "fd00:1::1", p.ip4.String(), p.ip6.String()},
+		{"other", o, lab.HostIPv4, lab.HostIPv6, o.ip4.String(), o.ip6.String()},
+		{"the server", s, lab.HostIPv4, lab.HostIPv6, "10.1.0.1", "fd00:1::1"},
+	} {
+		for _, family := range []struct{ name, from, src, to string }{
+			{"IPv4", "0.0.0.0:47000", from.src4, from.to4}, {"IPv6", "[::]:47000", from.src6, from.to6},
+		} {
+			t.Run(from.name+" "+family.name, func(t *testing.T) {
+				c := c.in(t)
+				both := []string{at(family.to, 8080), at(family.to, 8082)}
+				for _, to := range both {
+					c.answers(from.who.ns, to, "srv", family.src)
+				}
+				c.oneSocket(from.who.ns, "srv", family.src, both...)
+				c.onePort(from.who.ns, family.from, "srv", family.src, both...)
+			})
+		}
+	}
+}
+
+// A20: from= says who may connect; others are dropped and counted.
+//
+//	X 203.0.113.2, 2001:db8:113::2 ──┐
+//	                                 ├── H ── srv 8083:80,from=203.0.113.0/24,2001:db8::/32
+//	Y 198.51.100.2, fd99::2 ─────────┘
+func TestA20(t *testing.T) {
+	c, _, p, _ := mainCast(t)
+	y := c.AddClient(t, "Y", "198.51.100.1/24", "fd99::1/64")
+	_, err := c.m.Reconcile()
+	require.NoError(t, err)
+	const from = ",from=203.0.113.0/24,2001:db8::/32"
+	c.opens("srv", "8083:80"+from, "8083:80/udp"+from)
+
+	c.answers(c.Client, at(lab.HostIPv4, 8083), "srv", lab.ClientIPv4)
+	c.answers(c.Client, at(lab.HostIPv6, 8083), "srv", lab.ClientIPv6)
+	for _, h := range y.HostAddrs {
+		c.dropped(y.NS, at(h, 8083), at(h, 8080), "SOURCE_DENIED")
+	}
+	for _, h := range []string{"10.1.0.1", lab.HostIPv4, "fd00:1::1", lab.HostIPv6} {
+		c.dropped(p.ns, at(h, 8083), at(h, 8080), "SOURCE_DENIED")
+	}
+	// The host is a source like any other.
+	c.answers(c.Host, at(lab.HostIPv4, 8083), "srv", "10.1.0.1")
+	c.answers(c.Host, at(lab.HostIPv6, 8083), "srv", "fd00:1::1")
+	c.dropped(c.Host, "127.0.0.1:8083", "127.0.0.1:8080", "SOURCE_DENIED")
+	c.dropped(c.Host, "[::1]:8083", "[::1]:8080", "SOURCE_DENIED")
+
+	pubs, err := c.m.Publications("srv")
+	require.NoError(t, err)
+	want := []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8::/32")}
+	seen := 0
+	for _, p := range pubs {
+		if p.HostPort == 8083 {
+			require.True(t, slices.Equal(want, p.From), "%v", p.From)
+			seen++
+		} else {
+			require.Empty(t, p.From)
+		}
+	}
+	require.Equal(t, 4, seen)
+
+	// Without from= the door is open to all.
+	require.NoError(t, c.m.Unpublish("srv", "8083:80"+from, "8083:80/udp"+from))
+	c.opens("srv", "8083:80", "8083:80/udp")
+	for _, h := range y.HostAddrs {
+		c.answers(y.NS, at(h, 8083), "srv", "")
+	}
+}

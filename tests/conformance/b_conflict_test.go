@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/bpfnet/bpfnet/control"
+	"github.com/bpfnet/bpfnet/control/ports"
+	"github.com/bpfnet/bpfnet/tests/lab"
+)
+
+// denied requires that specs cannot be published, by Publish, by CreateContainer and by the
+// commands, that each error has the words, and that nothing changes.
+func (c *cast) denied(a *actor, kind error, words string, specs ...string) {
+	c.t.Helper()
+	before := c.inventory()
+	_, err := c.m.Publish(a.name, specs...)
+	require.ErrorIs(c.t, err, kind)
+	require.Contains(c.t, err.Error(), words)
+	oneLine(c.t, err)
+	c.same(before, "publish %v", specs)
+	_, path := c.namespace("denied")
+	_, err = c.m.CreateContainer(control.ContainerOptions{Name: "denied", Network: "n1", Attach: "netns:" + path, Publish: specs})
+	require.ErrorIs(c.t, err, kind)
+	require.Contains(c.t, err.Error(), words)
+	c.same(before, "attach with %v", specs)
+	c.refuses(append([]string{"publish", a.name}, specs...), words)
+	line := []string{"attach", "--net", "n1"}
+	for _, s := range specs {
+		line = append(line, "-p", s)
+	}
+	c.refuses(append(line, "denied", "netns:"+path), words)
+	c.same(before, "the commands with %v", specs)
+}
+
+// B5: a port that another container has.
+func TestB5(t *testing.T) {
+	c := newCast(t)
+	c.network("n1", 1, true)
+	first := c.container("first", "n1", publish("8080:80", "8081:80/udp", "127.0.0.1:8082:80", "9000-9009:80-89"))
+	c.serve(first, 80)
+	s := c.container("srv", "n1")
+	for _, v := range []struct{ spec, bind string }{
+		{"8080:80", "0.0.0.0:8080"},
+		{"8081:80/udp", "0.0.0.0:8081"},
+		{"8082:80", "0.0.0.0:8082"},
+		{"127.0.0.1:8082:81", "127.0.0.1:8082"},
+		{"127.0.0.1:8080:80", "127.0.0.1:8080"},
+		{"[::]:8080:80", "[::]:8080"},
+		{"[::1]:8080:80", "[::1]:8080"},
+		{"9005:80", "0.0.0.0:9005"},
+		{"8995-9004:80-89", "0.0.0.0:9000"},
+	} {
+		t.Run(v.spec, func(t *testing.T) {
+			c := c.in(t)
+			words := fmt.Sprintf("Bind for %s failed: port is already allocated", v.bind)
+			c.denied(s, ports.ErrAllocated, words, v.spec)
+			c.denied(first, ports.ErrAllocated, words, v.spec)
+		})
+	}
+	c.answersBy("tcp", c.Client, "", at(lab.HostIPv4, 8080), "first", lab.ClientIPv4)
+	c.answersBy("udp", c.Client, "", at(lab.HostIPv6, 8081), "first", lab.ClientIPv6)
+	// What it gives back, another has.
+	require.NoError(t, c.m.RemoveContainer("first"))
+	c.publish(s, "8080:80", "8081:80/udp", "127.0.0.1:8082:80", "9000-9009:80-89")
+}
+
+// B6: a port that a process of the host's has: on every address, on one, by either protocol.
+func TestB6(t *testing.T) {
+	c := newCast(t)
+	c.network("n1", 1, true)
+	s := c.container("srv", "n1")
+	c.serve(s, 80)
+	p := c.probe(c.Host)
+	for _, v := range []struct {
+		network, address string // of the process
+		denied, fine     []string
+	}{
+		{"tcp4", "0.0.0.0:8080", []string{"8080:80", "0.0.0.0:8080:80", lab.HostIPv4 + ":8080:80", "8070-8089:70-89"}, []string{"8080:80/udp", "[::]:8080:80", "8081:80"}},
+		{"tcp", "[::]:8080", []string{"8080:80", "0.0.0.0:8080:80", "[::]:8080:80", "127.0.0.1:8080:80", "[::1]:8080:80"}, []string{"8080:80/udp"}},
+		{"tcp6", "[::]:8080", []string{"8080:80", "[::]:8080:80", "[::1]:8080:80"}, []string{"0.0.0.0:8080:80", "8080:80/udp"}},
+		{"tcp", lab.HostIPv4 + ":8080", []string{"8080:80", lab.HostIPv4 + ":8080:80"}, []string{"127.0.0.1:8080:80", "[::]:8080:80"}},
+		{"tcp+reuse", "127.0.0.1:8080", []string{"8080:80", "127.0.0.1:8080:80"}, []string{lab.HostIPv4 + ":8080:80", "127.0.0.2:8080:80"}},
+		{"tcp6", "[" + lab.HostIPv6 + "]:8080", []string{"8080:80", "[" + lab.HostIPv6 + "]:8080:80"}, []string{"0.0.0.0:8080:80", "[::1]:8080:80"}},
+		{"udp4", "0.0.0.0:8080", []string{"8080:80/udp", "127.0.0.1:8080:80/udp"}, []string{"8080:80", "[::]:8080:80/udp"}},
+		{"udp", "[::]:8080", []string{"8080:80/udp", "0.0.0.0:8080:80/udp", "[::1]:8080:80/udp"}, []string{"8080:80"}},
+		{"udp+reuse", lab.HostIPv4 + ":8080", []string{"8080:80/udp", lab.HostIPv4 + ":8080:80/udp"}, []string{"127.0.0.1:8080:80/udp"}},
+		{"udp6", "[::1]:8080", []string{"8080:80/udp", "[::1]:8080:80/udp"}, []string{"0.0.0.0:8080:80/udp", "[" + lab.HostIPv6 + "]:8080:80/udp"}},
+	} {
+		t.Run(v.network+" "+v.address, func(t *testing.T) {
+			c := c.in(t)
+			p.holds(v.network, v.address)
+			for _, spec := range v.denied {
+				c.denied(s, ports.ErrInUse, "address already in use", spec)
+			}
+			for _, spec := range v.fine {
+				c.publish(s, spec)
+				c.unpublish(s, spec)
+			}
+			p.closes(v.network, v.address)
+			for _, spec := range v.denied {
+				c.publish(s, spec)
+				c.unpublish(s, spec)
+			}
+		})
+	}
+	// The process is undisturbed by the attempts.
+	service := c.MustBind(t, c.Host, "tcp", "0.0.0.0:8085")
+	c.denied(s, ports.ErrInUse, "Bind for 0.0.0.0:8085 failed: address already in use", "8085:80")
+	c.answersBy("tcp", c.Client, "", at(lab.HostIPv4, 8085), "bound", lab.ClientIPv4)
+	service.Close()
+	c.publish(s, "8085:80")
+	c.answersBy("tcp", c.Client, "", at(lab.HostIPv4, 8085), "srv", lab.ClientIPv4)
+}
+
+// B7: an address that the host does not have.
+func TestB7(t *testing.T) {
+	c := newCast(t)
+	c.network("n1", 1, true)
+	s := c.container("srv", "n1")
+	c.serve(s, 80)
+	for _, addr := range []string{"198.51.100.9", "2001:db8:51::9", lab.ClientIPv4, s.ip4.String()} {
+		for _, host := range []string{"8080", "", "8080-8089"} {
+			spec := bracket(addr) + ":" + host + ":80"
+			t.Run(spec, func(t *testing.T) {
+				c.in(t).denied(s, ports.ErrNotAvailable, "cannot assign requested address", spec)
+			})
+		}
+	}
+	lab.AddAddr(t, c.Host, "eth0", "198.51.100.9/24")
+	lab.AddAddr(t, c.Host, "eth0", "2001:db8:51::9/64")
+	c.publish(s, "198.51.100.9:8080:80", "[2001:db8:51::9]:8080:80")
+	c.answersBy("tcp", c.Host, "", "198.51.100.9:8080", "srv", "")
+	c.answersBy("tcp", c.Host, "", "[2001:db8:51::9]:8080", "srv", "")
+}
+
+// B8: when the second of two bindings fails, the first is free again.
+func TestB8(t *testing.T) {
+	c := newCast(t)
+	c.network("n1", 1, true)
+	c.container("first", "n1", publish("8081:80", "8081:80/udp"))
+	s, p := c.container("srv", "n1"), c.probe(c.Host)
+	c.serve(s, 80)
+	p.holds("tcp", "[::]:8082")
+	p.holds("udp6", "[::1]:8082")
+	for _, v := range []struct {
+		kind  error
+		specs []string
+	}{
+		{ports.ErrAllocated, []string{"8080:80", "8081:80"}},
+		{ports.ErrInUse, []string{"8080:80", "8082:80"}},
+		{ports.ErrAllocated, []string{"8080:80/udp", "8081:80/udp"}},
+		{ports.ErrInUse, []string{"8080:80/udp", "8082:80/udp"}},
+		{ports.ErrNotAvailable, []string{"8080:80", "198.51.100.9:8083:80"}},
+		{ports.ErrInUse, []string{"8080:80", "127.0.0.1::80", "[::]:8082:80"}},
+		{ports.ErrAllocated, []string{"8080:80", "8080:81"}},
+		{ports.ErrAllocated, []string{"8080:80", "127.0.0.1:8080:80"}},
+		{ports.ErrAllocated, []string{"8071-8080:71-80", "8080:80"}},
+		{ports.ErrExhausted, []string{"8080:80", "8081-8082:80"}},
+	} {
+		t.Run(strings.Join(v.specs, " "), func(t *testing.T) {
+			c := c.in(t)
+			c.denied(s, v.kind, "", v.specs...)
+			network := "tcp"
+			if strings.HasSuffix(v.specs[0], "/udp") {
+				network = "udp"
+			}
+			p.free(network, "[::]:8080")
+			c.publish(s, v.specs[0])
+			c.answersBy(network, c.Client, "", at(lab.HostIPv4, 8080), "srv", lab.ClientIPv4)
+			p.taken(network, "[::]:8080")
+			c.unpublish(s, v.specs[0])
+		})
+	}
+}
+
+// B10: bindings conflict exactly when protocol and number are the same and one address covers
+// the other; every pair is tried, in both orders.
+func TestB10(t *testing.T) {
+	c := newCast(t)
+	c.network("n1", 1, true)
+	a, b := c.container("first", "n1"), c.container("second", "n1")
+	wild4, wild6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
+	hosts := []string{"", "0.0.0.0", "127.0.0.1", "127.0.0.2", lab.HostIPv4, "::", "::1", lab.HostIPv6}
+	addrs := func(host string) []netip.Addr {
+		if host == "" {
+			return []netip.Addr{wild4, wild6}
+		}
+		return []netip.Addr{netip.MustParseAddr(host)}
+	}
+	overlap := func(x, y string) bool {
+		for _, i := range addrs(x) {
+			for _, j := range addrs(y) {
+				if i.Is4() == j.Is4() && (i == j || i.IsUnspecified() || j.IsUnspecified()) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	spec := func(host, proto string) string {
+		if host == "" {
+			return "8080:80/" + proto
+		}
+		return bracket(host) + ":8080:80/" + proto
+	}
+	for _, x := range hosts {
+		for _, proto := range []string{"tcp", "udp"} {
+			first := spec(x, proto)
+			c.publish(a, first)
+			for _, y := range hosts {
+				for _, other := range []string{"tcp", "udp"} {
+					second := spec(y, other)
+					_, err := c.m.Publish(b.name, second)
+					if other == proto && overlap(x, y) {
+						require.ErrorIs(t, err, ports.ErrAllocated, "%s, then %s", first, second)
+						continue
+					}
+					require.NoError(t, err, "%s, then %s", first, second)
+					c.unpublish(b, second)
+				}
+			}
+			c.unpublish(a, first)
+		}
+	}
+}
+
+// B13: what was removed can be published again at once, whatever connections are in TIME_WAIT.
+func TestB13(t *testing.T) {
+	c := newCast(t)
+	c.network("n1", 1, true)
+	s := c.container("srv", "n1")
+	c.serve(s, 80)
+	for round := range times(50, 10) {
+		// A service of the host's on the port ends its connections first: they wait there.
+		service := c.MustBind(t, c.Host, "tcp", ":8080")
+		for _, to := range []string{at(lab.HostIPv4, 8080), at(lab.HostIPv6, 8080)} {
+			conn, err := lab.Dial(c.Client, "tcp", "", to, wait)
+			require.NoError(t, err)
+			_, err = conn.Ask("x", wait)
+			require.NoError(t, err)
+			defer conn.Close()
+		}
+		service.Close()
+		c.publish(s, "8080:80", "8080:80/udp")
+		for _, from := range []struct{ ns, to string }{{"X", at(lab.HostIPv4, 8080)}, {"X", at(lab.HostIPv6, 8080)}, {"H", "127.0.0.1:8080"}, {"H", "[::1]:8080"}} {
+			ns := c.Client
+			if from.ns == "H" {
+				ns = c.Host
+			}
+			c.answers(ns, from.to, "srv", "")
+		}
+		if round%2 == 0 {
+			c.unpublish(s, "8080:80", "8080:80/udp")
+			c.publish(s, "8080:80", "8080:80/udp")
+		} else {
+			require.NoError(t, c.m.RemoveContainer("srv"))
+			s = c.container("srv", "n1", publish("8080:80", "8080:80/udp"))
+			c.serve(s, 80)
+		}
+		c.answers(c.Client, at(lab.HostIPv4, 8080), "srv", lab.ClientIPv4)
+		c.answers(c.Host, "127.0.0.1:8080", "srv", "")
+		c.unpublish(s, "8080:80", "8080:80/udp")
+	}
+}
