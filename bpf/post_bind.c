@@ -3,10 +3,46 @@
  * The bind guard, on a cgroup: with no process of ours running nobody holds a
  * socket on a published port, so binding one is refused here. It runs for every
  * process of the cgroup, containers' included: the netns cookie tells the host's.
+ *
+ * A socket that asked for any port (bind to port 0) may keep a published one: the
+ * kernel does not try another when the guard refuses its choice, and with most of
+ * ip_local_port_range published the host would be out of ports. Its peers' answers
+ * are its own all the same (remember_local, host_connected).
  */
 #include "lib/decide.h"
 
 #define EADDRINUSE 98
+
+/* Sockets that asked for any port, from bind to post_bind. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC_);
+	__type(key, int);
+	__type(value, __u32);
+} any_port SEC(".maps");
+
+static __always_inline int note_bind(struct bpf_sock_addr *ctx)
+{
+	if (!ctx->sk)
+		return 1;
+	if (ctx->user_port)
+		bpf_sk_storage_delete(&any_port, ctx->sk);
+	else
+		bpf_sk_storage_get(&any_port, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	return 1;
+}
+
+SEC("cgroup/bind4")
+int bind4(struct bpf_sock_addr *ctx)
+{
+	return note_bind(ctx);
+}
+
+SEC("cgroup/bind6")
+int bind6(struct bpf_sock_addr *ctx)
+{
+	return note_bind(ctx);
+}
 
 static __always_inline int refuse(void)
 {
@@ -27,11 +63,12 @@ static __always_inline bool taken(const struct addr *addr, __u32 port, __u32 pro
 	return bpf_map_lookup_elem(&ports_addr, &key) != NULL;
 }
 
-static __always_inline bool of_host(struct bpf_sock *sk)
+static __always_inline bool guarded(struct bpf_sock *sk)
 {
 	struct config *c = config();
 
-	return c && bpf_get_netns_cookie(sk) == c->netns_cookie;
+	return c && bpf_get_netns_cookie(sk) == c->netns_cookie &&
+	       !bpf_sk_storage_get(&any_port, sk, NULL, 0);
 }
 
 SEC("cgroup/post_bind4")
@@ -39,7 +76,7 @@ int post_bind4(struct bpf_sock *sk)
 {
 	struct addr addr;
 
-	if (!of_host(sk))
+	if (!guarded(sk))
 		return 1;
 	addr_set4(&addr, sk->src_ip4);
 	return taken(&addr, sk->src_port, sk->protocol, 4, !sk->src_ip4) ? refuse() : 1;
@@ -51,7 +88,7 @@ int post_bind6(struct bpf_sock *sk)
 	struct addr addr = { { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
 	bool any = addr_zero(&addr);
 
-	if (!of_host(sk))
+	if (!guarded(sk))
 		return 1;
 	/* A socket on :: takes the port in IPv4 too; one on [::1] would hide an
 	 * IPv4-only container's port that answers there. */

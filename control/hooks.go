@@ -79,15 +79,16 @@ func (o *op) attachBindGuard() error {
 	if err != nil {
 		return err
 	}
-	post4, err := set.Program(loader.BPFProgPostBind4)
-	if err != nil {
-		return err
+	var guard loader.BindGuard
+	for name, p := range map[string]**ebpf.Program{
+		loader.BPFProgBind4: &guard.Bind4, loader.BPFProgBind6: &guard.Bind6,
+		loader.BPFProgPostBind4: &guard.PostBind4, loader.BPFProgPostBind6: &guard.PostBind6,
+	} {
+		if *p, err = set.Program(name); err != nil {
+			return err
+		}
 	}
-	post6, err := set.Program(loader.BPFProgPostBind6)
-	if err != nil {
-		return err
-	}
-	changed, err := loader.AttachBindGuard(o.host.Cgroup, post4, post6, o.host.BPFFS)
+	changed, err := loader.AttachBindGuard(o.host.Cgroup, guard, o.host.BPFFS)
 	if changed {
 		o.did("cgroup %s: bind guard attached", o.host.Cgroup)
 	}

@@ -264,8 +264,8 @@ type BPFPortRange struct {
 type BPFPortSlot uint32
 
 const (
-	BPFPortSlotPORT_RULE      BPFPortSlot = 2147483647
-	BPFPortSlotPORT_ADDRESSES BPFPortSlot = 2147483648
+	BPFPortSlotPORT_RULE      BPFPortSlot = 131071
+	BPFPortSlotPORT_ADDRESSES BPFPortSlot = 4294836224
 )
 
 type BPFPrefix struct {
@@ -479,6 +479,7 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	BPFMapAnyPort             = "any_port"
 	BPFMapCounters            = "counters"
 	BPFMapDevices             = "devices"
 	BPFMapDrops               = "drops"
@@ -507,6 +508,8 @@ const (
 	BPFMapSources             = "sources"
 	BPFMapSubnets             = "subnets"
 	BPFMapSweepers            = "sweepers"
+	BPFProgBind4              = "bind4"
+	BPFProgBind6              = "bind6"
 	BPFProgFromEndpoint       = "from_endpoint"
 	BPFProgFromLo             = "from_lo"
 	BPFProgFromUplink         = "from_uplink"
@@ -576,6 +579,8 @@ type BPFSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BPFProgramSpecs struct {
+	Bind4        *ebpf.ProgramSpec `ebpf:"bind4"`
+	Bind6        *ebpf.ProgramSpec `ebpf:"bind6"`
 	FromEndpoint *ebpf.ProgramSpec `ebpf:"from_endpoint"`
 	FromLo       *ebpf.ProgramSpec `ebpf:"from_lo"`
 	FromUplink   *ebpf.ProgramSpec `ebpf:"from_uplink"`
@@ -591,6 +596,7 @@ type BPFProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BPFMapSpecs struct {
+	AnyPort       *ebpf.MapSpec `ebpf:"any_port"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
@@ -663,6 +669,7 @@ func (o *BPFObjects) Close() error {
 //
 // It can be passed to LoadBPFObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BPFMaps struct {
+	AnyPort       *ebpf.Map `ebpf:"any_port"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	Drops         *ebpf.Map `ebpf:"drops"`
@@ -695,6 +702,7 @@ type BPFMaps struct {
 
 func (m *BPFMaps) Close() error {
 	return _BPFClose(
+		m.AnyPort,
 		m.Counters,
 		m.Devices,
 		m.Drops,
@@ -752,6 +760,8 @@ type BPFVariables struct {
 //
 // It can be passed to LoadBPFObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BPFPrograms struct {
+	Bind4        *ebpf.Program `ebpf:"bind4"`
+	Bind6        *ebpf.Program `ebpf:"bind6"`
 	FromEndpoint *ebpf.Program `ebpf:"from_endpoint"`
 	FromLo       *ebpf.Program `ebpf:"from_lo"`
 	FromUplink   *ebpf.Program `ebpf:"from_uplink"`
@@ -765,6 +775,8 @@ type BPFPrograms struct {
 
 func (p *BPFPrograms) Close() error {
 	return _BPFClose(
+		p.Bind4,
+		p.Bind6,
 		p.FromEndpoint,
 		p.FromLo,
 		p.FromUplink,

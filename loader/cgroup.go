@@ -8,16 +8,39 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
-// AttachBindGuard puts the programs that refuse binds of published ports on a
-// cgroup v2 directory, both or none. What is attached there already gets the
-// programs in place; what is attached to another cgroup moves.
-func AttachBindGuard(cgroupDir string, post4, post6 *ebpf.Program, pins string) (changed bool, err error) {
+// BindGuard is the programs that refuse binds of published ports.
+type BindGuard struct {
+	Bind4, Bind6         *ebpf.Program // note who asks for any port
+	PostBind4, PostBind6 *ebpf.Program // refuse
+}
+
+type guardHook struct {
+	name string
+	prog *ebpf.Program
+	at   ebpf.AttachType
+}
+
+// hooks are in the order of attaching: who refuses comes after who notes.
+func (g BindGuard) hooks() []guardHook {
+	return []guardHook{
+		{BPFProgBind4, g.Bind4, ebpf.AttachCGroupInet4Bind},
+		{BPFProgBind6, g.Bind6, ebpf.AttachCGroupInet6Bind},
+		{BPFProgPostBind4, g.PostBind4, ebpf.AttachCGroupInet4PostBind},
+		{BPFProgPostBind6, g.PostBind6, ebpf.AttachCGroupInet6PostBind},
+	}
+}
+
+// AttachBindGuard puts the guard on a cgroup v2 directory, all of it or nothing.
+// What is attached there already gets the programs in place; what is attached to
+// another cgroup moves.
+func AttachBindGuard(cgroupDir string, guard BindGuard, pins string) (changed bool, err error) {
 	id, err := cgroupID(cgroupDir)
 	if err != nil {
 		return false, err
@@ -25,24 +48,28 @@ func AttachBindGuard(cgroupDir string, post4, post6 *ebpf.Program, pins string) 
 	if err := makeDir(linksDir(pins)); err != nil {
 		return false, err
 	}
-	changed4, err := attachCgroup(cgroupDir, id, BPFProgPostBind4, post4, ebpf.AttachCGroupInet4PostBind, pins)
-	if err != nil {
-		return false, err
-	}
-	changed6, err := attachCgroup(cgroupDir, id, BPFProgPostBind6, post6, ebpf.AttachCGroupInet6PostBind, pins)
-	if err != nil {
-		if changed4 {
-			err = errors.Join(err, detach(record{program: BPFProgPostBind4}, 0, pins))
+	var done []string
+	for _, h := range guard.hooks() {
+		now, err := attachCgroup(cgroupDir, id, h.name, h.prog, h.at, pins)
+		if err != nil {
+			for _, name := range done {
+				err = errors.Join(err, detach(record{program: name}, 0, pins))
+			}
+			return false, err
 		}
-		return false, err
+		if now {
+			done = append(done, h.name)
+		}
 	}
-	return changed4 || changed6, nil
+	return len(done) > 0, nil
 }
 
 // DetachBindGuard undoes AttachBindGuard. Nothing attached is fine.
 func DetachBindGuard(pins string) error {
-	for _, program := range []string{BPFProgPostBind4, BPFProgPostBind6} {
-		if err := detach(record{program: program}, 0, pins); err != nil {
+	hooks := BindGuard{}.hooks()
+	slices.Reverse(hooks)
+	for _, h := range hooks {
+		if err := detach(record{program: h.name}, 0, pins); err != nil {
 			return err
 		}
 	}

@@ -72,6 +72,21 @@ func deciding(t *testing.T, at ebpf.AttachType, allow int32) *ebpf.Program {
 	return p
 }
 
+// guardOf is a guard of these two, with bind hooks that let everybody pass.
+func guardOf(t *testing.T, post4, post6 *ebpf.Program) BindGuard {
+	t.Helper()
+	pass := func(at ebpf.AttachType) *ebpf.Program {
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Type: ebpf.CGroupSockAddr, AttachType: at, License: "GPL",
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+		})
+		require.NoError(t, err)
+		t.Cleanup(func() { p.Close() })
+		return p
+	}
+	return BindGuard{Bind4: pass(ebpf.AttachCGroupInet4Bind), Bind6: pass(ebpf.AttachCGroupInet6Bind), PostBind4: post4, PostBind6: post6}
+}
+
 func TestBindGuard(t *testing.T) {
 	pins, one, two := testPins(t), newCgroup(t, "one"), newCgroup(t, "two")
 	const v4, v6 = ebpf.AttachCGroupInet4PostBind, ebpf.AttachCGroupInet6PostBind
@@ -79,8 +94,10 @@ func TestBindGuard(t *testing.T) {
 	deny4, deny6 := deciding(t, v4, 0), deciding(t, v6, 0)
 	const at4, at6 = "0.0.0.0:8080", "[::]:8080"
 
+	guard := guardOf(t, nil, nil)
 	attach := func(dir string, p4, p6 *ebpf.Program) bool {
-		changed, err := AttachBindGuard(dir, p4, p6, pins)
+		guard.PostBind4, guard.PostBind6 = p4, p6
+		changed, err := AttachBindGuard(dir, guard, pins)
 		require.NoError(t, err)
 		return changed
 	}
@@ -107,7 +124,7 @@ func TestBindGuard(t *testing.T) {
 func TestBindGuardBothOrNone(t *testing.T) {
 	pins, dir := testPins(t), newCgroup(t, "both")
 	deny4 := deciding(t, ebpf.AttachCGroupInet4PostBind, 0)
-	_, err := AttachBindGuard(dir, deny4, deny4, pins) // of the wrong type for IPv6
+	_, err := AttachBindGuard(dir, guardOf(t, deny4, deny4), pins) // of the wrong type for IPv6
 	require.ErrorContains(t, err, "program post_bind6")
 	require.True(t, bind(t, dir, "0.0.0.0:8080"))
 	left, err := os.ReadDir(linksDir(pins))
@@ -118,7 +135,8 @@ func TestBindGuardBothOrNone(t *testing.T) {
 func TestBindGuardGone(t *testing.T) {
 	pins, dir := testPins(t), newCgroup(t, "gone")
 	p4, p6 := deciding(t, ebpf.AttachCGroupInet4PostBind, 1), deciding(t, ebpf.AttachCGroupInet6PostBind, 1)
-	_, err := AttachBindGuard(dir, p4, p6, pins)
+	guard := guardOf(t, p4, p6)
+	_, err := AttachBindGuard(dir, guard, pins)
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(dir))
 	require.Eventually(t, func() bool {
@@ -129,6 +147,6 @@ func TestBindGuardGone(t *testing.T) {
 		return len(pruned) == 0 && len(left) == 0
 	}, waitLimit, waitTick)
 
-	_, err = AttachBindGuard(t.TempDir(), p4, p6, pins)
+	_, err = AttachBindGuard(t.TempDir(), guard, pins)
 	require.ErrorContains(t, err, "not in a cgroup v2 tree")
 }

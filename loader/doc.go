@@ -15,7 +15,7 @@
 //	                             as the record that a filter of ours is there
 //	  links/qdisc-IFINDEX-NETNSCOOKIE
 //	                             empty directory: the clsact qdisc is ours
-//	  links/post_bind4|6         the cgroup links of the bind guard
+//	  links/[post_]bind4|6        the cgroup links of the bind guard
 //
 // Two ways in: Load makes the kernel run this binary's programs (slow, 0.1 s or
 // more); OpenMaps and OpenPrograms only open pins (fast, for every other command).

@@ -207,10 +207,10 @@ struct rule {
 };
 
 /* ports4/ports6 (index: proto_index * 65536 + port): the publication on all
- * addresses, or 0, and whether there are some on single addresses. */
+ * addresses, or 0, and how many single addresses publish the port. */
 enum port_slot {
-	PORT_RULE = 0x7fffffff,
-	PORT_ADDRESSES = 0x80000000,
+	PORT_RULE = 0x1ffff,
+	PORT_ADDRESSES = 0xfffe0000,	/* counted in steps of 0x20000 */
 };
 
 enum proto_index {

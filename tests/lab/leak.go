@@ -109,7 +109,7 @@ func (l *Lab) Leftovers(t testing.TB) (found []string) {
 		t.Fatalf("lab: %v", err)
 	}
 	defer cgroup.Close()
-	for _, at := range []ebpf.AttachType{ebpf.AttachCGroupInet4PostBind, ebpf.AttachCGroupInet6PostBind} {
+	for _, at := range []ebpf.AttachType{ebpf.AttachCGroupInet4Bind, ebpf.AttachCGroupInet6Bind, ebpf.AttachCGroupInet4PostBind, ebpf.AttachCGroupInet6PostBind} {
 		found = append(found, l.programs(int(cgroup.Fd()), at, "the cgroup")...)
 	}
 	filepath.WalkDir(l.BPFFS, func(path string, d fs.DirEntry, err error) error {
