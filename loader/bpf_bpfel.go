@@ -18,6 +18,12 @@ type BPFAddr struct {
 	W [4]uint32
 }
 
+type BPFClock struct {
+	_     structs.HostLayout
+	Epoch uint32
+	Tick  uint32
+}
+
 type BPFConfig struct {
 	_           structs.HostLayout
 	NetnsCookie uint64
@@ -480,12 +486,12 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	BPFMapAnyPort             = "any_port"
+	BPFMapClocks              = "clocks"
 	BPFMapCounters            = "counters"
 	BPFMapDevices             = "devices"
 	BPFMapDrops               = "drops"
 	BPFMapEndpointAddrs       = "endpoint_addrs"
 	BPFMapEndpoints           = "endpoints"
-	BPFMapEpochs              = "epochs"
 	BPFMapFlows4              = "flows4"
 	BPFMapFlows6              = "flows6"
 	BPFMapFreeSlots           = "free_slots"
@@ -597,12 +603,12 @@ type BPFProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type BPFMapSpecs struct {
 	AnyPort       *ebpf.MapSpec `ebpf:"any_port"`
+	Clocks        *ebpf.MapSpec `ebpf:"clocks"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	Drops         *ebpf.MapSpec `ebpf:"drops"`
 	EndpointAddrs *ebpf.MapSpec `ebpf:"endpoint_addrs"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
-	Epochs        *ebpf.MapSpec `ebpf:"epochs"`
 	Flows4        *ebpf.MapSpec `ebpf:"flows4"`
 	Flows6        *ebpf.MapSpec `ebpf:"flows6"`
 	FreeSlots     *ebpf.MapSpec `ebpf:"free_slots"`
@@ -670,12 +676,12 @@ func (o *BPFObjects) Close() error {
 // It can be passed to LoadBPFObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BPFMaps struct {
 	AnyPort       *ebpf.Map `ebpf:"any_port"`
+	Clocks        *ebpf.Map `ebpf:"clocks"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	Drops         *ebpf.Map `ebpf:"drops"`
 	EndpointAddrs *ebpf.Map `ebpf:"endpoint_addrs"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
-	Epochs        *ebpf.Map `ebpf:"epochs"`
 	Flows4        *ebpf.Map `ebpf:"flows4"`
 	Flows6        *ebpf.Map `ebpf:"flows6"`
 	FreeSlots     *ebpf.Map `ebpf:"free_slots"`
@@ -703,12 +709,12 @@ type BPFMaps struct {
 func (m *BPFMaps) Close() error {
 	return _BPFClose(
 		m.AnyPort,
+		m.Clocks,
 		m.Counters,
 		m.Devices,
 		m.Drops,
 		m.EndpointAddrs,
 		m.Endpoints,
-		m.Epochs,
 		m.Flows4,
 		m.Flows6,
 		m.FreeSlots,

@@ -16,22 +16,22 @@ type epoch struct{ src Source }
 // advance is called after a generation was written. It is a store into mapped
 // memory: publishing 10,000 ports changes 10,000 generations.
 func (e epoch) advance() error {
-	m, err := e.src.Map(loader.BPFMapEpochs)
+	m, err := e.src.Map(loader.BPFMapClocks)
 	if err != nil {
 		return err
 	}
 	memory, err := m.Memory()
 	if err != nil {
-		return fmt.Errorf("map %s: %w", loader.BPFMapEpochs, err)
+		return fmt.Errorf("map %s: %w", loader.BPFMapClocks, err)
 	}
 	b := make([]byte, 4)
 	if _, err := memory.ReadAt(b, 0); err != nil {
-		return fmt.Errorf("map %s: %w", loader.BPFMapEpochs, err)
+		return fmt.Errorf("map %s: %w", loader.BPFMapClocks, err)
 	}
 	// A new flow has epoch 0, which must never be the current one.
 	binary.NativeEndian.PutUint32(b, max(1, binary.NativeEndian.Uint32(b)+1))
 	if _, err := memory.WriteAt(b, 0); err != nil {
-		return fmt.Errorf("map %s: %w", loader.BPFMapEpochs, err)
+		return fmt.Errorf("map %s: %w", loader.BPFMapClocks, err)
 	}
 	return nil
 }

@@ -50,9 +50,22 @@ static __always_inline struct config *config(void)
 	return bpf_map_lookup_elem(&settings, &zero);
 }
 
+static __always_inline struct clock *clock(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&clocks, &zero);
+}
+
+/* The tick, for who may take his time; keeps the clock. */
 static __always_inline __u32 now(void)
 {
-	return bpf_ktime_get_coarse_ns() >> 30;
+	__u32 tick = bpf_ktime_get_coarse_ns() >> 30;
+	struct clock *c = clock();
+
+	if (c && c->tick != tick)
+		c->tick = tick;
+	return tick;
 }
 
 static __always_inline void key4_of(struct key4 *key, const struct tuple *t)
@@ -226,13 +239,13 @@ static __noinline bool references_current(const struct flow *f)
 
 /* Do the endpoints and the rule behind f still say what they said? The epoch is
  * read before the generations, and written after them by who changes them. */
-static __always_inline bool flow_current(struct flow *f)
+static __always_inline bool flow_current(struct flow *f, const struct clock *c)
 {
-	__u32 zero = 0, *epoch = bpf_map_lookup_elem(&epochs, &zero), at;
+	__u32 at;
 
-	if (!epoch)
+	if (!c)
 		return false;
-	at = *(volatile __u32 *)epoch;
+	at = *(volatile __u32 *)&c->epoch;
 	if (f->epoch == at)
 		return true;
 	if (!references_current(f))
@@ -241,9 +254,10 @@ static __always_inline bool flow_current(struct flow *f)
 	return true;
 }
 
+/* The clock may be a little behind who saw the flow last. */
 static __always_inline bool flow_idle(const struct flow *f, __u32 tick)
 {
-	return tick - f->seen > f->timeout;
+	return (__s32)(tick - f->seen) > (__s32)f->timeout;
 }
 
 static __always_inline __u16 timeout(enum timeout_kind kind)

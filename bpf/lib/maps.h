@@ -230,16 +230,16 @@ struct {
 	PINNED;
 } settings SEC(".maps");
 
-/* Counts the changes of endpoints and rules, so that an established packet need
- * not look at each. Written by the control plane after the generation that changed. */
+/* The epoch is written by the control plane, after the generation that changed, so
+ * that an established packet need not look at each; the tick by the programs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__uint(map_flags, BPF_F_MMAPABLE_);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct clock);
 	PINNED;
-} epochs SEC(".maps");
+} clocks SEC(".maps");
 
 /* Drops by device and reason. Full: the longest unused goes. */
 struct {

@@ -81,7 +81,7 @@ __noinline int known(struct __sk_buff *skb, struct scratch *s)
 	f = find(&s->tuple);
 	if (!f)
 		return MISS;
-	if (!flow_current(f)) {
+	if (!flow_current(f, clock())) {
 		count(COUNTER_FLOW_STALE);
 		flow_end(&s->tuple, f, &s->twin);
 		return MISS;

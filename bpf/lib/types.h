@@ -7,8 +7,9 @@
  * v4-mapped (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2), so that every table off
  * the fast path serves both families. The flow keys, which are on it, do not.
  *
- * Time: a tick is 2^30 ns (1.07 s) of the coarse monotonic clock: a shift
- * instead of a division per packet.
+ * Time: a tick is 2^30 ns (1.07 s) of the coarse monotonic clock. The sweep's timer
+ * and the slow path keep it in struct clock; asking the kernel costs an established
+ * packet 35 ns.
  */
 #ifndef BPFNET_TYPES_H
 #define BPFNET_TYPES_H
@@ -36,6 +37,12 @@ enum zone {
 
 struct addr {
 	__be32 w[4];
+};
+
+/* All that an established packet looks at beside its flow, in one cache line. */
+struct clock {
+	__u32 epoch;			/* counts the changes of endpoints and rules */
+	__u32 tick;			/* now, at most a tenth of a second late */
 };
 
 /* An object and the generation of it that a decision was based on. Id 0 always

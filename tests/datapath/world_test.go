@@ -261,7 +261,8 @@ func be16(v uint16) uint16 { return v<<8 | v>>8 }
 // advance tells the programs that a generation has changed.
 func (w *world) advance() {
 	w.t.Helper()
-	var epoch uint32
-	require.NoError(w.t, w.objs.Epochs.Lookup(uint32(0), &epoch))
-	w.put(w.objs.Epochs, uint32(0), epoch+1)
+	var clock loader.BPFClock
+	require.NoError(w.t, w.objs.Clocks.Lookup(uint32(0), &clock))
+	clock.Epoch++
+	w.put(w.objs.Clocks, uint32(0), clock)
 }
