@@ -11,7 +11,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test unit generate fmt vet lint check deps soak lab-shell bench verifier clean
+.PHONY: help all build demo test unit generate fmt vet lint check deps soak lab-shell bench verifier readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ verifier: ## verified instructions per program; the log where one is refused
 
 lab-shell: go-found ## a shell in a host of its own: client, uplink, store, pins, cgroup
 	$(GO) run ./tests/lab/shell
+
+readme: deps go-found ## runs what README.md shows and writes the output into it (root)
+	$(GO) test -count=1 ./tests/readme -update
 
 soak: deps go-found ## the long counts; writes docs/soak.md
 	$(GO) run ./tests/soak docs/soak.md

@@ -51,7 +51,16 @@ func (m *Manager) Connect(network, container string, opts EndpointOptions) error
 		if err := o.raiseEndpoint(c, n, ep, ns); err != nil {
 			return err
 		}
-		moved := gatewayEndpoint(c, false) != old4 || gatewayEndpoint(c, true) != old6
+		new4, new6 := gatewayEndpoint(c, false), gatewayEndpoint(c, true)
+		moved := new4 != old4 || new6 != old6
+		if moved && (old4 != nil || old6 != nil) && (old4 == nil || new4 == old4) && (old6 == nil || new6 == old6) {
+			// The network brings a first address of a family: opening the doors anew would
+			// end every connection through them.
+			if err := o.widen(c); err != nil {
+				return err
+			}
+			moved = false
+		}
 		if moved {
 			if err := o.lowerPorts(c); err != nil {
 				return err
@@ -82,13 +91,18 @@ func (m *Manager) Disconnect(network, container string) error {
 				return err
 			}
 		}
-		if err := o.lowerLinks(c); err != nil {
+		if err := o.lowerSlotLinks(c, ep.Slot); err != nil {
 			return err
 		}
 		if err := o.lowerEndpoint(c, n, ep); err != nil {
 			return err
 		}
 		delete(c.Endpoints, n.ID)
+		for _, l := range ep.Links {
+			if err := o.forgetLink(c, l.Target); err != nil {
+				return err
+			}
+		}
 		if !o.up(c) {
 			return o.putContainer(c)
 		}

@@ -217,6 +217,7 @@ func (o *op) refreshHost() error {
 	if err != nil {
 		return err
 	}
+	own[o.host.Config.Bridge] = true // no uplink, though its network may not be made yet
 	up, err := link.Uplinks(ns, o.host.Config.Uplinks, func(l netlink.Link) bool { return ourDevice(l.Attrs().Name, own) })
 	if err != nil {
 		return err

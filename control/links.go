@@ -11,21 +11,6 @@ import (
 	"github.com/bpfnet/bpfnet/control/store"
 )
 
-// maxLinkPorts bounds the ports that one link opens: each is an entry of the links map.
-const maxLinkPorts = 4096
-
-// linkRecord is a link in force: its rules, one for each network that both are on.
-type linkRecord struct {
-	Rules []linkRule `json:"rules"`
-}
-
-type linkRule struct {
-	Rule   uint32      `json:"rule"`
-	Client uint32      `json:"client"` // slots
-	Server uint32      `json:"server"`
-	Ports  []protoPort `json:"ports"`
-}
-
 // Link lets a container reach the exposed ports of another: target is
 // NAME[:ALIAS]. Both run.
 func (m *Manager) Link(ref, target string) error {
@@ -87,14 +72,8 @@ func (m *Manager) Unlink(ref, target string) error {
 		}
 		gone := c.Links[i].Target
 		c.Links = slices.DeleteFunc(c.Links, drop)
-		o.rebuild = true
-		if err := o.dropLink(c.ID, gone); err != nil {
+		if err := o.forgetLink(c, gone); err != nil {
 			return err
-		}
-		if !linksTo(c, gone) {
-			if err := store.Delete(o.tx, bucketLinkedBy, gone+"/"+c.ID); err != nil {
-				return err
-			}
 		}
 		if o.up(c) {
 			if err := o.raiseLinks(c); err != nil {
@@ -150,126 +129,6 @@ func allLinks(c *Container) []Link { return slices.Concat(c.Links, endpointLinks
 
 func linksTo(c *Container, target string) bool {
 	return slices.ContainsFunc(allLinks(c), func(l Link) bool { return l.Target == target })
-}
-
-// raiseLinks puts all links of a client in force, or brings them up to date.
-func (o *op) raiseLinks(c *Container) error {
-	done := make(map[string]bool)
-	for _, l := range allLinks(c) {
-		if done[l.Target] {
-			continue
-		}
-		done[l.Target] = true
-		t, err := containerByID(o.tx, l.Target)
-		if err != nil {
-			return err
-		}
-		if !o.up(t) {
-			if o.reconciling {
-				continue
-			}
-			return conflict("Cannot link to a non running container: /%s AS /%s/%s", t.Name, c.Name, l.Alias)
-		}
-		if err := o.raiseLink(c, t); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// raiseLink opens a client's way to one target, on every network that both are on.
-func (o *op) raiseLink(c, t *Container) error {
-	exposed, err := o.exposedPorts(t)
-	if err != nil {
-		return err
-	}
-	if len(exposed) > maxLinkPorts {
-		o.m.warn("link to %s: it exposes more than %d ports; the link opens the first of them only", t.Name, maxLinkPorts)
-		exposed = exposed[:maxLinkPorts]
-	}
-	old, _, err := store.Get[linkRecord](o.tx, bucketLinks, c.ID+"/"+t.ID)
-	if err != nil {
-		return err
-	}
-	var rec linkRecord
-	for _, ep := range endpointsOf(c) {
-		te := t.Endpoints[ep.Network]
-		if te == nil || te.Slot == 0 || ep.Slot == 0 {
-			continue
-		}
-		rec.Rules = append(rec.Rules, linkRule{Client: ep.Slot, Server: te.Slot, Ports: exposed})
-	}
-	if len(rec.Rules) == 0 {
-		return conflict("cannot link to %s: it is on no network that %s is on", t.Name, c.Name)
-	}
-	if old.same(rec) {
-		rec = old // the same again ends no flow
-	} else {
-		if err := o.dropLink(c.ID, t.ID); err != nil {
-			return err
-		}
-		numbers, err := takeNumbers(o.tx, numRules, len(rec.Rules))
-		if err != nil {
-			return err
-		}
-		for i := range rec.Rules {
-			rec.Rules[i].Rule = numbers[i]
-		}
-	}
-	for _, r := range rec.Rules {
-		if !old.same(rec) {
-			o.undo.add("link to "+t.Name, func() error { return o.clearLink(r) })
-		}
-		if err := o.setLink(r); err != nil {
-			return err
-		}
-	}
-	return store.Put(o.tx, bucketLinks, c.ID+"/"+t.ID, rec)
-}
-
-// same says whether two records differ in nothing but the rules' numbers.
-func (r linkRecord) same(other linkRecord) bool {
-	return slices.EqualFunc(r.Rules, other.Rules, func(a, b linkRule) bool {
-		return a.Client == b.Client && a.Server == b.Server && slices.Equal(a.Ports, b.Ports)
-	})
-}
-
-// dropLink takes a link out of force; none is fine.
-func (o *op) dropLink(client, target string) error {
-	key := client + "/" + target
-	rec, ok, err := store.Get[linkRecord](o.tx, bucketLinks, key)
-	if err != nil || !ok {
-		return err
-	}
-	o.rebuild = true
-	for _, r := range rec.Rules {
-		if err := o.clearLink(r); err != nil {
-			return err
-		}
-		if err := giveNumbers(o.tx, numRules, r.Rule); err != nil {
-			return err
-		}
-	}
-	return store.Delete(o.tx, bucketLinks, key)
-}
-
-// lowerLinks takes everything from and to a container out of force.
-func (o *op) lowerLinks(c *Container) error {
-	for _, l := range allLinks(c) {
-		if err := o.dropLink(c.ID, l.Target); err != nil {
-			return err
-		}
-	}
-	clients, err := o.clientsOf(c.ID)
-	if err != nil {
-		return err
-	}
-	for _, client := range clients {
-		if err := o.dropLink(client, c.ID); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (o *op) clientsOf(target string) ([]string, error) {

@@ -45,7 +45,9 @@ type Publication struct {
 	Sources   []netip.Prefix // who may connect; empty: everybody
 }
 
-// SetPublication writes a publication; the same again changes nothing.
+// SetPublication writes a publication; the same again changes nothing. One that
+// does no more than gain or lose a family ends no flow of the other: those of a
+// family that is lost end with the endpoint.
 func (r *Rules) SetPublication(num uint32, p Publication) error {
 	old, err := r.number(num)
 	if err != nil {
@@ -75,12 +77,13 @@ func (r *Rules) SetPublication(num uint32, p Publication) error {
 	if err != nil {
 		return err
 	}
+	sources := false // changed
 	changed := old.Gen == 0 || next != withGen(old, 0)
 	for k := range want {
 		if have[k] {
 			continue
 		}
-		changed = true
+		changed, sources = true, true
 		if err := r.sources.put(k, 1); err != nil {
 			return err
 		}
@@ -92,7 +95,7 @@ func (r *Rules) SetPublication(num uint32, p Publication) error {
 			if want[k] {
 				continue
 			}
-			changed = true
+			changed, sources = true, true
 			if err := r.sources.del(k); err != nil {
 				return err
 			}
@@ -105,7 +108,11 @@ func (r *Rules) SetPublication(num uint32, p Publication) error {
 		}
 	}
 	if changed {
-		if err := r.rules.put(num, withGen(next, old.Gen+1)); err != nil {
+		gen := old.Gen + 1
+		if !sources && onlyFamilies(old, next) {
+			gen = old.Gen
+		}
+		if err := r.rules.put(num, withGen(next, gen)); err != nil {
 			return err
 		}
 	}
@@ -137,6 +144,16 @@ func (r *Rules) SetLink(num uint32) error {
 		return err
 	}
 	return r.rules.put(num, loader.BPFRule{Gen: old.Gen + 1, Kind: uint8(loader.BPFRuleKindRULE_LINK)})
+}
+
+// LinkChanged makes the programs judge a link's flows again: call it after one of
+// several entries that name the rule was deleted.
+func (r *Rules) LinkChanged(num uint32) error {
+	old, err := r.number(num)
+	if err != nil || old.Kind != uint8(loader.BPFRuleKindRULE_LINK) {
+		return err
+	}
+	return r.rules.put(num, withGen(old, old.Gen+1))
 }
 
 // Clear frees a rule, which ends its flows. The ports or links that name it go
@@ -199,6 +216,17 @@ func (r *Rules) sourcesOf(num uint32, w loader.BPFRule) (map[loader.BPFSourceKey
 		return nil
 	})
 	return have, err
+}
+
+// onlyFamilies says whether the change from a to b is that a publication gained or
+// lost a family.
+func onlyFamilies(a, b loader.BPFRule) bool {
+	toggled := func(x, y uint32) bool { return x == y || x == 0 || y == 0 }
+	if !toggled(a.Endpoint4, b.Endpoint4) || !toggled(a.Endpoint6, b.Endpoint6) {
+		return false
+	}
+	b.Gen, b.Endpoint4, b.Endpoint6 = a.Gen, a.Endpoint4, a.Endpoint6
+	return a == b
 }
 
 func withGen(w loader.BPFRule, gen uint32) loader.BPFRule {

@@ -33,7 +33,14 @@ func TestPublication(t *testing.T) {
 	require.EqualValues(t, 1, gen(), "the same again is a change")
 	p.Endpoint6 = 0
 	check(p)
-	require.EqualValues(t, 2, gen())
+	p.Endpoint6 = 6
+	check(p)
+	p.Endpoint6 = 0
+	check(p)
+	require.EqualValues(t, 1, gen(), "a family that comes or goes ends no flow of the other")
+	p.Endpoint4 = 9
+	check(p)
+	require.EqualValues(t, 2, gen(), "another server")
 
 	p.Sources = []netip.Prefix{prefix("203.0.113.0/24"), prefix("2001:db8::/32")}
 	check(p)
@@ -42,7 +49,7 @@ func TestPublication(t *testing.T) {
 	require.NoError(t, r.SetPublication(num+1, other))
 	check(p)
 	require.EqualValues(t, 3, gen())
-	p.Sources = p.Sources[1:]
+	p.Sources, p.Endpoint6 = p.Sources[1:], 7
 	check(p)
 	require.EqualValues(t, 4, gen(), "who lost the right keeps the connection")
 	p.Sources = nil
@@ -53,6 +60,10 @@ func TestPublication(t *testing.T) {
 	require.Equal(t, 2, n)
 
 	require.NoError(t, r.SetLink(num+2))
+	require.NoError(t, r.LinkChanged(num+2))
+	changed, err := r.Gen(num + 2)
+	require.NoError(t, err)
+	require.EqualValues(t, 2, changed)
 	publications, links, err := r.List()
 	require.NoError(t, err)
 	require.Equal(t, []uint32{num, num + 1}, publications)

@@ -84,7 +84,13 @@ func findOrMakeBridge(h *netlink.Handle, b Bridge) (l netlink.Link, made bool, e
 
 func (b Bridge) repair(ns *netns.NS, h *netlink.Handle, l netlink.Link, made bool) error {
 	attrs := l.Attrs()
-	if !b.Adopt {
+	if b.Adopt {
+		// The kernel lets a MAC that nobody has set follow the lowest of the ports'
+		// (net/bridge/br_stp_if.c): containers and programs would know an old one.
+		if err := h.LinkSetHardwareAddr(l, attrs.HardwareAddr); err != nil {
+			return fmt.Errorf("mac %s: %w", attrs.HardwareAddr, err)
+		}
+	} else {
 		if len(b.MAC) > 0 && !bytes.Equal(attrs.HardwareAddr, b.MAC) {
 			if err := h.LinkSetHardwareAddr(l, b.MAC); err != nil {
 				return fmt.Errorf("mac %s: %w", b.MAC, err)

@@ -16,8 +16,9 @@ import (
 // and harms no connection that does not need the network that is left.
 //
 //	X ── H ─┬─ n1 (IPv4, or both), icc off ─┬─ srv (8080:80), which joins and leaves n2
-//	        │                               └─ client, linked to srv
-//	        └─ n2 (both) ── other
+//	        │                               └─ client, linked to srv, on n2 too
+//	        ├─ n2 (both) ── other
+//	        └─ n3 (both) ── third
 func TestC11(t *testing.T) {
 	// Of an IPv4 network alone: n2 brings srv its first IPv6 gateway, and with it the
 	// IPv6 side of the published ports.
@@ -32,7 +33,9 @@ func joinAndLeave(t *testing.T, six bool) {
 	c.network("n2", 2, true)
 	s := c.container("srv", "n1", publish("8080:80", "8080:80/udp"))
 	p := c.container("client", "n1", func(o *control.ContainerOptions) { o.Links = []string{"srv:db"} })
-	o := c.container("other", "n2")
+	c.network("n3", 3, true)
+	o, third := c.container("other", "n2"), c.container("third", "n3")
+	require.NoError(t, c.m.Connect("n2", "client", control.EndpointOptions{})) // the link gets a second network, too
 	for _, a := range []*actor{s, p, o} {
 		c.serve(a, 80)
 	}
@@ -51,35 +54,37 @@ func joinAndLeave(t *testing.T, six bool) {
 			talks = append(talks,
 				c.talking(proto, c.Client, at(hosts[i], 8080), "srv"),
 				c.talking(proto, c.Host, at(loops[i], 8080), "srv"),
-				c.talking(proto, o.ns, at(hosts[i], 8080), "srv"),
+				c.talking(proto, third.ns, at(hosts[i], 8080), "srv"),
 				c.talking(proto, p.ns, at(list[i], 80), "srv"), // by the link
 				c.talking(proto, s.ns, at(worlds[i], 7000), "world"),
 			)
 		}
 		talks = append(talks, c.calling("tcp", p.ns, at(list[i], 80), "srv"))
 	}
-	beside := talks // by o's own network, and through s's published port
-	o6 := c.station(o, "n2").ip6
+	apart := tries{}.ask(s.ns, at(o.ip4, 80))
+	if six {
+		apart.ask(s.ns, at(o.ip6, 80))
+	}
 	for range times(20, 3) {
-		unharmed(beside...)
-		c.allSilent(tries{}.ask(s.ns, at(o.ip4, 80), at(o6, 80)), works(c.Host, at(o.ip4, 80)))
+		unharmed(talks...)
+		c.allSilent(apart, works(c.Host, at(o.ip4, 80)))
 
 		require.NoError(t, c.m.Connect("n2", "srv", control.EndpointOptions{}))
-		unharmed(beside...)
+		unharmed(talks...)
 		second := c.station(s, "n2")
 		require.Equal(t, "eth1", second.dev)
 		c.answers(o.ns, at(second.ip4, 80), "srv", o.ip4.String())
-		c.answers(o.ns, at(second.ip6, 80), "srv", o6.String())
+		c.answers(o.ns, at(second.ip6, 80), "srv", o.ip6.String())
 		c.answers(s.ns, at(o.ip4, 80), "other", second.ip4.String())
-		c.answers(s.ns, at(o6, 80), "other", second.ip6.String())
+		c.answers(s.ns, at(o.ip6, 80), "other", second.ip6.String())
 		require.NoError(t, lab.Ping(o.ns, second.ip4.String(), wait))
 		require.NoError(t, lab.Ping(o.ns, second.ip6.String(), wait))
 		c.answers(c.Client, at(lab.HostIPv4, 8080), "srv", lab.ClientIPv4)
 		c.answers(c.Client, at(lab.HostIPv6, 8080), "srv", lab.ClientIPv6)
-		unharmed(beside...)
+		unharmed(talks...)
 
 		require.NoError(t, c.m.Disconnect("n2", "srv"))
-		unharmed(beside...)
+		unharmed(talks...)
 		c.silent(o.ns, at(second.ip4, 80), works(c.Client, at(lab.HostIPv4, 8080)))
 		c.silent(o.ns, at(second.ip6, 80), works(c.Client, at(lab.HostIPv4, 8080)))
 		require.Equal(t, []string{"eth0", "lo"}, c.devices(s))

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package conformance
 
 import (
@@ -170,7 +172,7 @@ func TestC8(t *testing.T) {
 			}
 			c.allSilent(doors(c.Client, []netip.Addr{s.ip4, s.ip6}, 80), published)
 		}
-		require.NoError(t, c.m.Unpublish("routed", "8085:80"))
+		require.NoError(t, c.m.Unpublish("routed", "8085:80", "8085:80/udp"))
 		c.silent(c.Client, at(r.ip4, 80), func() error { return lab.Ping(c.Client, r.ip4.String(), wait) })
 	})
 }

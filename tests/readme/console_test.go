@@ -22,8 +22,9 @@ func (p prose) String() string { return string(p) }
 // step is a command of a console block and what the README shows as its output.
 // Words behind "console" say what else than normal's rules may differ in the block:
 //
-//	any-order   the lines' order
-//	numbers     every number
+//	any-order   the lines' order, and how often one comes: who asks a second time
+//	            leaves one more flow
+//	numbers     every number that is no address
 type step struct {
 	line     int
 	client   bool   // prompt "client$ ": in X
@@ -103,12 +104,18 @@ var volatile = []struct {
 	{regexp.MustCompile(`curl: \((\d+)\).*`), "curl: ($1)"}, // its words change with its version
 	{regexp.MustCompile(`@if\d+\b`), "@if<n>"},
 	{regexp.MustCompile(`^Kernel:.*`), "Kernel: <kernel>"},
+	// The last packets of a connection may still be on their way.
+	{regexp.MustCompile(`\btcp +(established|closing)\b`), "tcp <state>"},
 	// What Linux gives out by itself: ip_local_port_range.
 	{regexp.MustCompile(`([:\]])(3276[89]|327[7-9]\d|32[89]\d\d|3[3-9]\d{3}|[45]\d{4}|60\d{3})\b`), "$1<port>"},
 	{regexp.MustCompile(`[ \t]+`), " "}, // columns are as wide as what stands in them
 }
 
-var number = regexp.MustCompile(`\d+(\.\d+)?`)
+// address is tried first where both could begin.
+var (
+	number  = regexp.MustCompile(address.String() + `|\d+(\.\d+)?`)
+	address = regexp.MustCompile(`\d+(?:\.\d+){3}|[0-9a-f]*:[0-9a-f:]*:[0-9a-f:]*`)
+)
 
 // normal is the lines of an output without what may differ.
 func (s *step) normal(output string) []string {
@@ -118,12 +125,18 @@ func (s *step) normal(output string) []string {
 			line = v.what.ReplaceAllString(line, v.by)
 		}
 		if s.numbers {
-			line = number.ReplaceAllString(line, "<n>")
+			line = number.ReplaceAllStringFunc(line, func(n string) string {
+				if address.MatchString(n) {
+					return n
+				}
+				return "<n>"
+			})
 		}
 		lines = append(lines, strings.TrimRight(line, " "))
 	}
 	if s.anyOrder {
 		slices.Sort(lines)
+		lines = slices.Compact(lines)
 	}
 	return lines
 }
