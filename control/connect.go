@@ -86,6 +86,12 @@ func (m *Manager) Disconnect(network, container string) error {
 			return o.putContainer(c)
 		}
 		moved := gatewayEndpoint(c, false) == ep || gatewayEndpoint(c, true) == ep
+		if moved && onlyIPv6(c, ep) {
+			if err := o.narrow(c); err != nil {
+				return err
+			}
+			moved = false
+		}
 		if moved {
 			if err := o.lowerPorts(c); err != nil {
 				return err

@@ -97,3 +97,65 @@ func slotOf(ep *Endpoint) uint32 {
 	}
 	return ep.Slot
 }
+
+// narrow closes the doors of a running container to IPv6, whose only endpoint ep
+// is about to go, and leaves them open to IPv4.
+func (o *op) narrow(c *Container) error {
+	t, err := o.tables()
+	if err != nil {
+		return err
+	}
+	keys, batches, err := o.batches(c.ID)
+	if err != nil {
+		return err
+	}
+	o.rebuild = true
+	server4 := gatewayEndpoint(c, false)
+	for i, b := range batches {
+		specs, err := b.parsed()
+		if err != nil {
+			return err
+		}
+		for j := range b.Doors {
+			d := &b.Doors[j]
+			var keep []netip.Addr
+			for _, addr := range b.Binds[d.Bind] {
+				if addr.Is4() {
+					keep = append(keep, addr)
+				} else if err := t.Ports.Unpublish(d.binding(addr)); err != nil {
+					return err
+				}
+			}
+			pub := maps.Publication{Endpoint4: slotOf(server4), HostPort: d.Host, Port: d.Port}
+			if k := slices.IndexFunc(specs, func(s hostSpec) bool { return s.index == d.Spec }); k >= 0 {
+				pub.Sources = specs[k].From
+			}
+			if err := t.Rules.SetPublication(d.Rule, pub); err != nil {
+				return err
+			}
+			b.Binds = append(b.Binds, keep)
+			d.Bind = len(b.Binds) - 1
+		}
+		if len(b.Doors) == 0 {
+			continue
+		}
+		if err := o.putBatch(keys[i], b); err != nil {
+			return err
+		}
+		if err := o.hostPortsChanged(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// onlyIPv6 says whether ep is the one endpoint by which a container is reached by
+// IPv6, while IPv4 goes by another.
+func onlyIPv6(c *Container, ep *Endpoint) bool {
+	if gatewayEndpoint(c, true) != ep || gatewayEndpoint(c, false) == ep || gatewayEndpoint(c, false) == nil {
+		return false
+	}
+	return !slices.ContainsFunc(endpointsOf(c), func(other *Endpoint) bool {
+		return other != ep && other.IPv6.IsValid() && !other.Internal
+	})
+}
