@@ -21,7 +21,7 @@ static __noinline int decide_peer(struct __sk_buff *skb, struct scratch *s, __u3
 	if (err)
 		return err;
 	refer_rule(&s->flow.rule, rule);
-	return enter_optional(skb, s, s->endpoint);
+	return enter_keeping_port(skb, s, s->endpoint);
 }
 
 /* On the same network: icc or a link. Returns the rule that allows it, or 0. */
@@ -60,7 +60,7 @@ static __noinline int decide_host(struct __sk_buff *skb, struct scratch *s)
 	s->reply.ifindex = e->ifindex;
 	mac_copy(s->reply.macs, e->mac);
 	mac_copy(s->reply.macs + 6, n->mac);
-	return enter_optional(skb, s, s->endpoint);
+	return enter_keeping_port(skb, s, s->endpoint);
 }
 
 /* To a published port of this host, one's own included. Returns a reason. */
@@ -119,7 +119,7 @@ static __noinline int decide_world(struct __sk_buff *skb, struct scratch *s)
 	refer_rule(&s->flow.rule, number);
 	if (!(n->flags & NETWORK_MASQUERADE) || (n->flags & NETWORK_ROUTED)) {
 		s->flow.kind = s->reply.kind = FLOW_ROUTED;
-		return enter(s, s->endpoint);
+		return enter_again(s, s->endpoint);
 	}
 	if (addr_zero(&route->source))
 		return REASON_NO_ROUTE;

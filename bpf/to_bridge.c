@@ -69,7 +69,7 @@ static __noinline int to_bridge_slow(struct __sk_buff *skb)
 	mac_copy(s->reply.macs, n->mac);
 	if (e)
 		mac_copy(s->reply.macs + 6, e->mac);
-	err = enter_optional(skb, s, id);
+	err = enter_keeping_port(skb, s, id);
 	return err ? drop(skb, err) : first(skb, s);
 }
 

@@ -385,15 +385,6 @@ __noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 o
 	return search.result;
 }
 
-/* Enters a flow whose source port stays, unless the client's tuple is taken
- * towards the server (one container port published twice, one client port). */
-static __always_inline int enter_keeping_port(struct __sk_buff *skb, struct scratch *s, __u32 owner)
-{
-	int err = enter(s, owner);
-
-	return err == REASON_NO_PORT ? enter_with_port(skb, s, owner, 0) : err;
-}
-
 /* What has the reply's tuple of s->flow: the flow's own twin that was left over, which
  * is ended, or a live flow that was translated into this very tuple. 0: it is free now. */
 __noinline int make_way(struct scratch *s)
@@ -414,15 +405,22 @@ __noinline int make_way(struct scratch *s)
 	return 0;
 }
 
-/* A decision that can be taken again (icc, host) need not be the first. Where a
- * translated flow is in its way, this one gets another source port. */
-static __always_inline int enter_optional(struct __sk_buff *skb, struct scratch *s, __u32 owner)
+/* Enters a flow of which nothing can be chosen; its own left-over twin may be in
+ * the way, its first half having been evicted. */
+static __always_inline int enter_again(struct scratch *s, __u32 owner)
 {
 	int err = enter(s, owner);
 
-	if (err != REASON_NO_PORT)
-		return err;
-	return make_way(s) ? enter_with_port(skb, s, owner, 0) : enter(s, owner);
+	return err == REASON_NO_PORT && !make_way(s) ? enter(s, owner) : err;
+}
+
+/* Enters a flow whose source port stays, unless the client's tuple is taken
+ * towards the server (one container port published twice, one client port). */
+static __always_inline int enter_keeping_port(struct __sk_buff *skb, struct scratch *s, __u32 owner)
+{
+	int err = enter_again(s, owner);
+
+	return err == REASON_NO_PORT ? enter_with_port(skb, s, owner, 0) : err;
 }
 
 /* May this source use the publication? */

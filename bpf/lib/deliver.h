@@ -171,8 +171,8 @@ static __noinline int deliver_other_family(struct __sk_buff *skb, struct flow *f
 		struct iphdr v4;
 		struct ipv6hdr v6;
 	} ip;
-	__u32 to4 = f->flags & FLOW_TO_IPV4, len = skb->len - ETH_HLEN, l4;
-	__be16 ports[2] = { f->sport, f->dport }, was[2];
+	__u32 to4 = f->flags & FLOW_TO_IPV4, len, l4;
+	__be16 ports[2] = { f->sport, f->dport }, was[2], field;
 	void *data, *end;
 	__u64 udp = proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 
@@ -181,6 +181,16 @@ static __noinline int deliver_other_family(struct __sk_buff *skb, struct flow *f
 		return drop(skb, REASON_UNSUPPORTED);
 	if (bpf_skb_load_bytes(skb, ETH_HLEN + l4, was, 4))
 		return drop(skb, REASON_MALFORMED);
+	/* Padding of a short frame is not of the packet. */
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + (to4 ? 4 : 2), &field, 2))
+		return drop(skb, REASON_MALFORMED);
+	len = bpf_ntohs(field) + (to4 ? sizeof(struct ipv6hdr) : 0);
+	if (!skb->gso_size && skb->len > ETH_HLEN + len && bpf_skb_change_tail(skb, ETH_HLEN + len, 0))
+		return drop(skb, REASON_ERROR);
+	len = skb->len - ETH_HLEN;
+	/* IPv6 has no datagram without a checksum, and making one takes all of it. */
+	if (!to4 && udp && (bpf_skb_load_bytes(skb, ETH_HLEN + l4 + 6, &field, 2) || !field))
+		return drop(skb, REASON_UNSUPPORTED);
 	__builtin_memset(&ip, 0, sizeof(ip));
 	if (bpf_skb_change_proto(skb, to4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6), 0))
 		return drop(skb, REASON_ERROR);

@@ -18,6 +18,7 @@
 /* The quoted header and what of its transport a TCP checksum offload needs to
  * stay in the packet (net/core/filter.c, __bpf_skb_min_len). */
 #define QUOTE 48
+#define QUOTE_MAX 80			/* an IPv4 header with all its options, and TCP's */
 
 /* Errors sent in this tick of 2^30 ns. */
 struct limit {
@@ -65,19 +66,21 @@ static __always_inline int icmp_build4(struct __sk_buff *skb, const struct packe
 				       __u8 type, __u8 code, __u16 mtu, __u8 *quote)
 {
 	struct icmp_error4 h = {};
-	__u32 keep = ETH_HLEN + QUOTE;
+	__u32 header = p->l4 - ETH_HLEN, quote_len = header + 20 > QUOTE ? header + 20 : QUOTE;
 	__s64 sum;
 
-	if (skb->len < keep)
-		keep = ETH_HLEN + 28;
-	if (skb->len > keep && bpf_skb_change_tail(skb, keep, 0))
+	if (skb->len < ETH_HLEN + quote_len)
+		quote_len = header + 8;
+	if (quote_len < 28 || quote_len > QUOTE_MAX)
+		return REASON_ERROR;
+	if (skb->len > ETH_HLEN + quote_len && bpf_skb_change_tail(skb, ETH_HLEN + quote_len, 0))
 		return REASON_ERROR;
 	if (bpf_skb_adjust_room(skb, sizeof(h), BPF_ADJ_ROOM_MAC, 0))
 		return REASON_ERROR;
 	h.ip.version_ihl = 0x45;
 	h.ip.ttl = 64;
 	h.ip.protocol = IPPROTO_ICMP;
-	h.ip.tot_len = bpf_htons(sizeof(h) + keep - ETH_HLEN);
+	h.ip.tot_len = bpf_htons(sizeof(h) + quote_len);
 	h.ip.saddr = from;
 	h.ip.daddr = p->saddr.w[3];
 	h.ip.check = ~csum_fold(bpf_csum_diff(0, 0, (__be32 *)&h.ip, sizeof(h.ip), 0));
@@ -85,15 +88,9 @@ static __always_inline int icmp_build4(struct __sk_buff *skb, const struct packe
 	h.icmp.code = code;
 	h.icmp.sequence = bpf_htons(mtu);
 	sum = bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), 0);
-	if (keep == ETH_HLEN + QUOTE) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(h), quote, QUOTE))
-			return REASON_ERROR;
-		sum = bpf_csum_diff(0, 0, (__be32 *)quote, QUOTE, sum);
-	} else {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(h), quote, 28))
-			return REASON_ERROR;
-		sum = bpf_csum_diff(0, 0, (__be32 *)quote, 28, sum);
-	}
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(h), quote, quote_len))
+		return REASON_ERROR;
+	sum = bpf_csum_diff(0, 0, (__be32 *)quote, quote_len, sum);
 	h.icmp.checksum = ~csum_fold(sum);
 	if (bpf_skb_store_bytes(skb, ETH_HLEN, &h, sizeof(h), 0))
 		return REASON_ERROR;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package conformance holds bpfnet to its promises, row by row: a client, a host
 // and containers in namespaces of their own, real sockets and payloads. A test is
 // named after its row.

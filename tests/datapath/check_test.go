@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package datapath
 
 import (
@@ -165,13 +167,6 @@ func (w *world) gate(number uint32, six bool, port uint16) side {
 
 // via is the side as a packet on its way to it looks: the MAC is the next hop's.
 func (s side) via(hop side) side { s.mac = hop.mac; return s }
-
-func echo(six bool) uint8 {
-	if six {
-		return icmp6
-	}
-	return icmp
-}
 
 var protoNames = map[uint8]string{tcp: "TCP", udp: "UDP", icmp: "echo", icmp6: "echo"}
 

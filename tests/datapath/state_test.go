@@ -1,9 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package datapath
 
 import (
-	"net/netip"
-
 	"encoding/binary"
+	"errors"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
@@ -90,7 +92,9 @@ func (w *world) age(ticks uint32) {
 	w.t.Helper()
 	for _, e := range w.entries() {
 		e.Seen -= ticks
-		require.NoError(w.t, e.table.Update(e.key, e.BPFFlow, ebpf.UpdateExist))
+		if err := e.table.Update(e.key, e.BPFFlow, ebpf.UpdateExist); !errors.Is(err, ebpf.ErrKeyNotExist) { // the sweep was faster
+			require.NoError(w.t, err)
+		}
 	}
 }
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package datapath runs the programs by PROG_TEST_RUN: a packet in, a verdict
 // and a packet out. The tables are filled with the generated types directly, so
 // that a mistake in package maps cannot hide one in the programs, or the reverse.
