@@ -73,7 +73,9 @@ func hold(path string) {
 			return err
 		}
 		fmt.Println("holding")
-		select {}
+		for { // select {} would be a deadlock to the runtime, and end the process
+			time.Sleep(time.Hour)
+		}
 	})
 }
 
