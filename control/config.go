@@ -112,8 +112,12 @@ func (c *Config) check() error {
 		}
 	}
 	if c.IP != "" {
-		if _, err := netip.ParseAddr(c.IP); err != nil {
+		a, err := netip.ParseAddr(c.IP)
+		if err != nil {
 			return invalid("ip: %q is not an address", c.IP)
+		}
+		if a.Zone() != "" || a.IsMulticast() || a.IsLinkLocalUnicast() && a.Is6() {
+			return invalid("ip: %s is no address that ports can be published on", a)
 		}
 	}
 	for _, s := range c.DNS {

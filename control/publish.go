@@ -191,7 +191,11 @@ func (b *portBatch) publications(container string) ([]Publication, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := make([]Publication, 0, len(b.Doors))
+	n := 0
+	for _, d := range b.Doors {
+		n += len(b.Binds[d.Bind])
+	}
+	list := make([]Publication, 0, n)
 	for _, d := range b.Doors {
 		spec := &specs[d.Spec] // one line is one spec
 		for _, addr := range b.Binds[d.Bind] {

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -28,7 +30,7 @@ func portCommand(a *app) *cobra.Command {
 					return err
 				}
 				if len(args) == 1 {
-					return a.printBindings(bindings(pubs), false)
+					return a.printPorts(pubs)
 				}
 				port, err := portKey(args[1])
 				if err != nil {
@@ -43,7 +45,13 @@ func portCommand(a *app) *cobra.Command {
 				if len(found) == 0 {
 					return fmt.Errorf("no public port '%s' published for %s", port, args[0])
 				}
-				return a.printBindings(found, true)
+				if a.json() {
+					return a.printJSON(found)
+				}
+				for _, b := range found {
+					fmt.Fprintln(a.out, b.host())
+				}
+				return nil
 			})
 		},
 		ValidArgsFunction: firstContainerName,
@@ -67,19 +75,20 @@ func portKey(text string) (string, error) {
 	return port + "/" + proto, nil
 }
 
-// printBindings prints a line each: with the container's port, or the host's side alone.
-func (a *app) printBindings(list []binding, hostOnly bool) error {
+// printPorts prints a line each: the container's port and the host's side.
+func (a *app) printPorts(pubs []control.Publication) error {
 	if a.json() {
-		return a.printJSON(list)
+		return a.printJSON(bindings(pubs))
 	}
-	for _, b := range list {
-		if hostOnly {
-			fmt.Fprintln(a.out, b.host())
-		} else {
-			fmt.Fprintf(a.out, "%s -> %s\n", b.Port, b.host())
-		}
+	out := bufio.NewWriterSize(a.out, 1<<16)
+	var line []byte
+	for p, i := range unrolled(pubs) {
+		line = strconv.AppendUint(line[:0], uint64(uint32(p.Port)+i), 10)
+		line = append(append(append(line, '/'), p.Proto...), " -> "...)
+		line = append(appendHost(line, p, i), '\n')
+		out.Write(line)
 	}
-	return nil
+	return out.Flush()
 }
 
 func publishCommand(a *app) *cobra.Command {
@@ -96,7 +105,7 @@ func publishCommand(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.printBindings(bindings(pubs), false)
+				return a.printPorts(pubs)
 			})
 		},
 		ValidArgsFunction: firstContainerName,

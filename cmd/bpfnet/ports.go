@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"slices"
@@ -148,36 +149,61 @@ type binding struct {
 	From     []netip.Prefix `json:"From,omitempty"`
 }
 
-// bindings unrolls ranges: one for each port, by port, IPv4 first.
+// bindings unrolls ranges: one for each port, by port, protocol, IPv4 first.
 func bindings(pubs []control.Publication) []binding {
-	type one struct {
-		control.Publication
-		offset uint32
-	}
-	var all []one
-	for _, p := range sortPublications(pubs) {
-		for i := range max(p.Count, 1) {
-			all = append(all, one{p, i})
-		}
-	}
-	slices.SortStableFunc(all, func(a, b one) int {
-		return cmp.Or(
-			cmp.Compare(uint32(a.Port)+a.offset, uint32(b.Port)+b.offset),
-			cmp.Compare(a.Proto, b.Proto),
-			a.HostIP.Compare(b.HostIP),
-			cmp.Compare(uint32(a.HostPort)+a.offset, uint32(b.HostPort)+b.offset),
-		)
-	})
-	list := make([]binding, len(all))
-	for i, p := range all {
-		list[i] = binding{
-			Port:     fmt.Sprintf("%d/%s", uint32(p.Port)+p.offset, p.Proto),
+	list := []binding{}
+	for p, i := range unrolled(pubs) {
+		list = append(list, binding{
+			Port:     fmt.Sprintf("%d/%s", uint32(p.Port)+i, p.Proto),
 			HostIP:   p.HostIP.String(),
-			HostPort: fmt.Sprint(uint32(p.HostPort) + p.offset),
+			HostPort: fmt.Sprint(uint32(p.HostPort) + i),
 			From:     p.From,
-		}
+		})
 	}
 	return list
+}
+
+// unrolled is every single port of some publications, as its place in one of them,
+// in the order of bindings. A range of 60,000 is 120,000 of them: they are sorted as numbers.
+func unrolled(pubs []control.Publication) iter.Seq2[*control.Publication, uint32] {
+	byAddr := make([]*control.Publication, len(pubs))
+	for i := range pubs {
+		byAddr[i] = &pubs[i]
+	}
+	slices.SortFunc(byAddr, func(a, b *control.Publication) int {
+		if c := cmp.Compare(a.Proto, b.Proto); c != 0 {
+			return c
+		}
+		if c := a.HostIP.Compare(b.HostIP); c != 0 {
+			return c
+		}
+		return cmp.Compare(int(a.HostPort)-int(a.Port), int(b.HostPort)-int(b.Port))
+	})
+	n := 0
+	for _, p := range byAddr {
+		n += int(max(p.Count, 1))
+	}
+	keys := make([]uint64, 0, n)
+	for i, p := range byAddr {
+		for port := range max(p.Count, 1) {
+			keys = append(keys, uint64(uint32(p.Port)+port)<<32|uint64(i))
+		}
+	}
+	slices.Sort(keys)
+	return func(yield func(*control.Publication, uint32) bool) {
+		for _, k := range keys {
+			p := byAddr[uint32(k)]
+			if !yield(p, uint32(k>>32)-uint32(p.Port)) {
+				return
+			}
+		}
+	}
+}
+
+// appendHost is binding.host for one port of a publication.
+func appendHost(line []byte, p *control.Publication, i uint32) []byte {
+	line = netip.AddrPortFrom(p.HostIP, p.HostPort+uint16(i)).AppendTo(line)
+	return append(line, fromText(p.From)...)
 }
 
 func (b binding) host() string { return net.JoinHostPort(b.HostIP, b.HostPort) + fromText(b.From) }
