@@ -302,6 +302,12 @@ func (o *op) lowerEndpoint(c *Container, n *Network, ep *Endpoint) error {
 		return nil
 	}
 	o.rebuild = true
+	if n.Routed {
+		// The slot will be another container's.
+		if err := o.setRouted(ep.Slot, nil); err != nil {
+			return err
+		}
+	}
 	if err := o.uncable(n, ep); err != nil {
 		return err
 	}
