@@ -67,7 +67,9 @@ func self(args []string) error {
 		return err
 	case len(args) == 1 && args[0] == "hold":
 		fmt.Println("holding")
-		select {}
+		for { // the runtime would take select {} for a deadlock
+			time.Sleep(time.Hour)
+		}
 	}
 	return fmt.Errorf("unknown: %q", args)
 }
