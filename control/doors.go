@@ -3,6 +3,7 @@
 package control
 
 import (
+	"errors"
 	"net/netip"
 
 	"github.com/bpfnet/bpfnet/control/ports"
@@ -81,18 +82,47 @@ func (o *op) raiseBatch(c *Container, b *portBatch, before []door) error {
 // the host's was faster.
 const outrunLimit = 8
 
-// openAll chooses the host ports of a batch and opens its doors, one after the
-// other, so that they see each other. It runs on a thread in the host's namespace.
+// openAll chooses the host ports of a batch and opens its doors: those that leave no
+// choice all at once, then the others one after the other, so that they see each other.
+// It runs on a thread in the host's namespace.
 func (o *op) openAll(b *portBatch, specs []hostSpec, pub maps.Publication) error {
+	set := func(i int) maps.Publication {
+		d, s := &b.Doors[i], &specs[i]
+		pub := pub
+		pub.HostPort, pub.Port, pub.Sources = d.Host, d.Port, s.From
+		return pub
+	}
 	open := func(i int) (err error) {
 		d, s := &b.Doors[i], &specs[i]
 		if d.Host, err = o.choosePort(s, b.Binds[d.Bind], d.Host); err != nil {
 			return err
 		}
-		pub.HostPort, pub.Port, pub.Sources = d.Host, d.Port, s.From
-		return o.openDoor(b, *d, pub)
+		return o.openDoor(b, *d, set(i))
+	}
+	var fixed []maps.Binding
+	for i := range b.Doors {
+		d, s := &b.Doors[i], &specs[i]
+		if s.chooses() {
+			continue
+		}
+		var err error
+		if d.Host, err = o.unheldPort(s, b.Binds[d.Bind]); err != nil {
+			return err
+		}
+		if err := o.prepareDoor(b, *d, set(i)); err != nil {
+			return err
+		}
+		for _, addr := range b.Binds[d.Bind] {
+			fixed = append(fixed, d.binding(addr))
+		}
+	}
+	if err := o.publishFixed(fixed); err != nil {
+		return err
 	}
 	for i := range b.Doors {
+		if !specs[i].chooses() {
+			continue
+		}
 		if err := open(i); err != nil {
 			return err
 		}
@@ -137,22 +167,54 @@ func (o *op) hostPortsChanged() error {
 	return t.Rules.HostPortsChanged()
 }
 
+// publishFixed publishes all of a list; a container that holds one of the ports although
+// it is gone is finished first.
+func (o *op) publishFixed(list []maps.Binding) error {
+	t, err := o.tables()
+	if err != nil {
+		return err
+	}
+	looked := make(map[maps.Binding]bool)
+	for {
+		err := t.Ports.Publish(list...)
+		var taken *maps.PublishedError
+		if !errors.As(err, &taken) {
+			return err
+		}
+		if looked[taken.Binding] {
+			return bindError(taken.Addr, taken.Port, ports.ErrAllocated)
+		}
+		looked[taken.Binding] = true
+		if err := o.reapHolders(taken.Binding); err != nil {
+			return err
+		}
+	}
+}
+
 // openDoor writes one door into the kernel's maps.
 func (o *op) openDoor(b *portBatch, d door, pub maps.Publication) error {
+	if err := o.prepareDoor(b, d, pub); err != nil {
+		return err
+	}
+	t, err := o.tables()
+	if err != nil {
+		return err
+	}
+	list := make([]maps.Binding, 0, 2)
+	for _, addr := range b.Binds[d.Bind] {
+		list = append(list, d.binding(addr))
+	}
+	return t.Ports.Publish(list...)
+}
+
+// prepareDoor writes the rule to which the ports of a door are to lead.
+func (o *op) prepareDoor(b *portBatch, d door, pub maps.Publication) error {
 	t, err := o.tables()
 	if err != nil {
 		return err
 	}
 	o.undo.add("publication", func() error { return o.closeDoor(b, d) })
-	if err := t.Rules.SetPublication(d.Rule, pub); err != nil {
-		return err
-	}
-	for _, addr := range b.Binds[d.Bind] {
-		if err := t.Ports.Publish(d.binding(addr)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return t.Rules.SetPublication(d.Rule, pub)
 }
 
 // closeDoor takes one door out of the kernel's maps; one that is not there is fine.

@@ -3,6 +3,7 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -155,23 +156,10 @@ func (o *op) choosePort(s *hostSpec, addrs []netip.Addr, before uint16) (uint16,
 		return v.held.Free(proto, addr, port)
 	}
 	if !s.chooses() {
-		// No choice: one look for all ports of an address.
-		for _, addr := range addrs {
-			b := maps.Binding{Proto: s.proto, Addr: addr, First: s.HostFirst, Count: s.Count()}
-			port, taken, err := t.Ports.Conflict(b)
-			if err == nil && taken {
-				if err = o.reapHolders(b); err == nil {
-					port, taken, err = t.Ports.Conflict(b)
-				}
-			}
-			if err != nil {
-				return 0, err
-			}
-			if taken {
-				return 0, bindError(addr, port, ports.ErrAllocated)
-			}
+		if err := o.unpublished(s, addrs); err != nil {
+			return 0, err
 		}
-		return ports.Pick(s.Spec, addrs, v.ephemeral, nil, v.held.Free, 0)
+		return o.unheldPort(s, addrs)
 	}
 	if before != 0 {
 		again := s.Spec
@@ -182,6 +170,49 @@ func (o *op) choosePort(s *hostSpec, addrs []netip.Addr, before uint16) (uint16,
 	}
 	start := v.ephemeral.First + uint16(rand.IntN(v.ephemeral.Len()))
 	return ports.Pick(s.Spec, addrs, v.ephemeral, v.isReserved, free, start)
+}
+
+// unpublished makes sure that none of a spec's ports leads elsewhere: one look for all of
+// an address. A container that holds one although it is gone is finished.
+func (o *op) unpublished(s *hostSpec, addrs []netip.Addr) error {
+	t, err := o.tables()
+	if err != nil {
+		return err
+	}
+	for _, addr := range addrs {
+		b := maps.Binding{Proto: s.proto, Addr: addr, First: s.HostFirst, Count: s.Count()}
+		port, taken, err := t.Ports.Conflict(b)
+		if err == nil && taken {
+			if err = o.reapHolders(b); err == nil {
+				port, taken, err = t.Ports.Conflict(b)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if taken {
+			return bindError(addr, port, ports.ErrAllocated)
+		}
+	}
+	return nil
+}
+
+// unheldPort is the first host port of a spec that leaves no choice, if no process of the
+// host's holds one of them. It runs on a thread in the host's namespace.
+func (o *op) unheldPort(s *hostSpec, addrs []netip.Addr) (uint16, error) {
+	v, err := o.hostView()
+	if err != nil {
+		return 0, err
+	}
+	port, err := ports.Pick(s.Spec, addrs, v.ephemeral, nil, v.held.Free, 0)
+	if !errors.Is(err, ports.ErrInUse) {
+		return port, err
+	}
+	// The bind guard refuses what is published, too.
+	if err := o.unpublished(s, addrs); err != nil {
+		return 0, err
+	}
+	return ports.Pick(s.Spec, addrs, v.ephemeral, nil, v.held.Free, 0)
 }
 
 // outrun looks whether a process of the host's took a port between the choice and

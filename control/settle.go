@@ -98,6 +98,9 @@ func (o *op) wantedLinks(wanted map[uint32]bool) error {
 
 // dropRules removes what leads to rules that nobody wants, then the rules.
 func (o *op) dropRules(t *maps.Tables, wanted map[uint32]bool) error {
+	if err := t.Ports.Recount(); err != nil {
+		return err
+	}
 	bindings, err := t.Ports.List()
 	if err != nil {
 		return err

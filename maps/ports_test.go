@@ -69,6 +69,59 @@ func TestPorts(t *testing.T) {
 	require.Empty(t, list)
 }
 
+// More ports than are looked up one by one, of which some lead elsewhere and some not.
+func TestManyPortsOfOneAddress(t *testing.T) {
+	p := newTables(t).Ports
+	addr := ip("192.0.2.1")
+	many := Binding{TCP, addr, 1000, 2 * fewKeys, 1}
+	beside := Binding{TCP, ip("192.0.2.2"), 1000, 2 * fewKeys, 2}
+	require.NoError(t, p.Publish(beside))
+	require.NoError(t, p.Publish(Binding{TCP, addr, 1500, 10, 1}))
+	require.NoError(t, p.Publish(many), "ten of them are its own")
+	require.NoError(t, p.Publish(many), "the same again")
+	require.NoError(t, p.Unpublish(Binding{TCP, addr, 1000, 2 * fewKeys, 3}), "of another rule")
+	list, err := p.List()
+	require.NoError(t, err)
+	require.Equal(t, []Binding{many, beside}, list)
+	require.NoError(t, p.Unpublish(Binding{TCP, addr, 1999, 1, 1}))
+	require.NoError(t, p.Publish(Binding{TCP, addr, 1999, 1, 7}))
+	port, taken, err := p.Conflict(many)
+	require.NoError(t, err)
+	require.True(t, taken)
+	require.EqualValues(t, 1999, port)
+	require.ErrorIs(t, p.Publish(many), ErrPublished)
+	require.NoError(t, p.Unpublish(many))
+	list, err = p.List()
+	require.NoError(t, err)
+	require.Equal(t, []Binding{{TCP, addr, 1999, 1, 7}, beside}, list)
+	require.NoError(t, p.Unpublish(beside))
+	require.False(t, addressed(t, p, TCP, any4, 1998))
+	require.True(t, addressed(t, p, TCP, any4, 1999))
+}
+
+// All of a list or nothing of it, with what was there before as it was.
+func TestPublishAllOrNone(t *testing.T) {
+	p := newTables(t).Ports
+	before := []Binding{{TCP, any4, 80, 1, 1}, {TCP, ip("192.0.2.1"), 90, 1, 2}, {TCP, ip("192.0.2.1"), 205, 1, 9}}
+	require.NoError(t, p.Publish(before...))
+	for _, clash := range []Binding{{TCP, any4, 200, 10, 5}, {TCP, ip("192.0.2.1"), 205, 1, 5}, {TCP, ip("192.0.2.2"), 100, 1, 5}, {TCP, ip("192.0.2.3"), 119, 1, 5}} {
+		err := p.Publish(before[0], before[1], Binding{TCP, any4, 100, 2, 3}, Binding{TCP, ip("192.0.2.3"), 110, 10, 4}, clash)
+		var taken *PublishedError
+		require.ErrorAs(t, err, &taken)
+		require.ErrorIs(t, err, ErrPublished)
+		require.Equal(t, clash, taken.Binding)
+		list, err := p.List()
+		require.NoError(t, err)
+		require.ElementsMatch(t, before, list)
+		require.False(t, addressed(t, p, TCP, any4, 110))
+	}
+	more := []Binding{{TCP, any4, 100, 2, 3}, {TCP, ip("192.0.2.3"), 110, 10, 4}, {UDP, any4, 100, 2, 5}}
+	require.NoError(t, p.Publish(more...))
+	list, err := p.List()
+	require.NoError(t, err)
+	require.ElementsMatch(t, append(before, more...), list)
+}
+
 // addressed is what the programs see: look into ports_addr, too.
 func addressed(t *testing.T, p *Ports, proto Proto, any netip.Addr, port uint16) bool {
 	t.Helper()
@@ -218,15 +271,23 @@ func TestPortsAtRandom(t *testing.T) {
 	require.ElementsMatch(t, published, list)
 }
 
-// A killed process left the bit without the entry: no conflict, and mended.
+// A killed process left ports counted that no address publishes: Recount mends it.
 func TestPortsAfterCrash(t *testing.T) {
 	p := newTables(t).Ports
-	b := Binding{TCP, ip("192.0.2.1"), 80, 2, 1}
-	require.NoError(t, p.edit(b, func(_ int, slot uint32) uint32 { return slot | portAddresses }))
-	_, taken, err := p.Conflict(Binding{TCP, any4, 80, 2, 2})
+	kept := Binding{TCP, ip("192.0.2.1"), 79, 2, 1}
+	require.NoError(t, p.Publish(kept))
+	lost := Binding{TCP, ip("192.0.2.2"), 80, 2, 2}
+	require.NoError(t, p.edit(lost, func(_ int, slot uint32) uint32 { return slot + portAddress }))
+	_, taken, err := p.Conflict(Binding{TCP, any4, 81, 1, 3})
+	require.NoError(t, err)
+	require.True(t, taken, "the control")
+	require.NoError(t, p.Recount())
+	_, taken, err = p.Conflict(Binding{TCP, any4, 81, 1, 3})
 	require.NoError(t, err)
 	require.False(t, taken)
-	require.NoError(t, p.Unpublish(b))
+	require.False(t, addressed(t, p, TCP, any4, 81))
+	require.True(t, addressed(t, p, TCP, any4, 80))
+	require.NoError(t, p.Unpublish(kept))
 	require.False(t, addressed(t, p, TCP, any4, 80))
 }
 
@@ -249,6 +310,22 @@ func TestPortsAreFast(t *testing.T) {
 	timed("publish 60,000 on one address", 150*time.Millisecond, func() error { return p.Publish(one) })
 	more := Binding{TCP, ip("192.0.2.2"), 4999, 1, 2}
 	timed("publish 1 more", 5*time.Millisecond, func() error { return p.Publish(more) })
-	timed("unpublish 1", 50*time.Millisecond, func() error { return p.Unpublish(more) })
+	timed("unpublish 1", 5*time.Millisecond, func() error { return p.Unpublish(more) })
 	timed("unpublish 60,000", 250*time.Millisecond, func() error { return p.Unpublish(one) })
+	single := func(f func(Binding) error) func() error {
+		return func() error {
+			for i := range uint16(10000) {
+				if err := f(Binding{TCP, ip("192.0.2.1"), 5000 + i, 1, 1 + uint32(i)}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	timed("publish 10,000 one by one", 250*time.Millisecond, single(func(b Binding) error { return p.Publish(b) }))
+	timed("recount", 100*time.Millisecond, p.Recount)
+	timed("unpublish 10,000 one by one", 400*time.Millisecond, single(p.Unpublish))
+	var list []Binding
+	require.NoError(t, single(func(b Binding) error { list = append(list, b); return nil })())
+	timed("publish 10,000 at once", 50*time.Millisecond, func() error { return p.Publish(list...) })
 }

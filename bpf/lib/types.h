@@ -214,7 +214,7 @@ struct rule {
 };
 
 /* ports4/ports6 (index: proto_index * 65536 + port): the publication on all
- * addresses, or 0, and how many single addresses publish the port. */
+ * addresses, or 0, and how many single addresses publish the port (at most 32767). */
 enum port_slot {
 	PORT_RULE = 0x1ffff,
 	PORT_ADDRESSES = 0xfffe0000,	/* counted in steps of 0x20000 */
