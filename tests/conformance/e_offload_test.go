@@ -34,7 +34,8 @@ const (
 // E4: bulk transfers both ways, X to a published port and a container to X, while the devices segment,
 // merge and compute checksums themselves, while none of them does, and while only some do: they
 // finish, fast, whole, and no receiver counts a wrong checksum. With offloads super-packets arrive as
-// such; without, frames arrive no larger than the MTU and with the right checksum on the wire.
+// such; without, frames arrive no larger than the MTU and with the right checksum on the wire: where the
+// outer devices do nothing all of them, as whatever comes or goes passes one that has to cut and to sum.
 //
 //	X eth0 ── eth0 H bridge, veth ── eth0 srv (8080:80, 5201:5201)
 func TestE4(t *testing.T) {
@@ -62,7 +63,7 @@ func TestE4(t *testing.T) {
 	}{
 		{"on", nil, true, false},
 		{"off", all, false, true},
-		{"off outside", outer, true, false},
+		{"off outside", outer, false, true},
 		{"off inside", inner, true, false},
 	} {
 		t.Run(state.name, func(t *testing.T) {
