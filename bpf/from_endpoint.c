@@ -172,8 +172,8 @@ static __always_inline int decide(struct __sk_buff *skb, struct scratch *s)
 	return decide_world(skb, s);
 }
 
-/* Unicast without a tuple: fragments, ICMP errors, other protocols. They stay
- * on the network or go to the host. */
+/* Unicast without a tuple: ICMP errors about no flow, other protocols and their
+ * fragments. They stay on the network or go to the host. */
 static __noinline int pass_untracked(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
@@ -200,7 +200,7 @@ static __noinline int pass_untracked(struct __sk_buff *skb, struct scratch *s)
 		return drop(skb, REASON_ISOLATED);
 	if (n->flags & NETWORK_INTERNAL)
 		return drop(skb, REASON_INTERNAL);
-	return drop(skb, p->kind == PACKET_FRAGMENT ? REASON_FRAGMENT : REASON_UNSUPPORTED);
+	return drop(skb, REASON_UNSUPPORTED);
 }
 
 /* Broadcast and multicast: to the host, and with icc on to all members. */
@@ -223,7 +223,23 @@ static __noinline int spread(struct __sk_buff *skb, struct scratch *s)
 	return hand_to_host(skb, n);
 }
 
-static __noinline int from_endpoint_slow(struct __sk_buff *skb)
+/* A unicast packet with a tuple, an error, or neither. */
+__noinline int unicast_packet(struct __sk_buff *skb, struct scratch *s)
+{
+	int err;
+
+	if (!s)
+		return DROP;
+	err = s->packet.kind == PACKET_ICMP ? related(skb, s) : known(skb, s);
+	if (err != MISS)
+		return err;
+	if (s->packet.kind != PACKET_FLOW)
+		return pass_untracked(skb, s);
+	err = decide(skb, s);
+	return err ? drop(skb, err) : first(skb, s);
+}
+
+static __always_inline int from_endpoint_slow(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, slot, number;
 	struct device *device = bpf_map_lookup_elem(&devices, &ifindex);
@@ -243,7 +259,7 @@ static __noinline int from_endpoint_slow(struct __sk_buff *skb)
 	n = bpf_map_lookup_elem(&networks, &number);
 	if (!n)
 		return drop(skb, REASON_UNKNOWN_ENDPOINT);
-	err = start(skb, &s, ifindex);
+	err = start(skb, &s, ifindex, ETH_HLEN);
 	if (!s)
 		return drop(skb, REASON_ERROR);
 	s->endpoint = slot;
@@ -278,13 +294,14 @@ static __noinline int from_endpoint_slow(struct __sk_buff *skb)
 		return drop(skb, REASON_LOOPBACK);
 	if (addr_unspecified(&p->daddr))
 		return drop(skb, REASON_MALFORMED);
-	if (p->kind != PACKET_FLOW)
-		return pass_untracked(skb, s);
-	err = known(skb, s);
-	if (err != MISS)
-		return err;
-	err = decide(skb, s);
-	return err ? drop(skb, err) : first(skb, s);
+	if (p->kind != PACKET_FRAGMENT)
+		return unicast_packet(skb, s);
+	if (p->frag_off) {
+		err = followed(p) ? later_fragment(skb, s, DROP) : MISS;
+		return err != MISS ? err : pass_untracked(skb, s);
+	}
+	p->kind = p->whole;
+	return first_fragment(skb, s, unicast_packet(skb, s));
 }
 
 SEC("tc")

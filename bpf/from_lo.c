@@ -4,7 +4,7 @@
  * addresses. The container sees its gateway as the source; the answer comes
  * back to lo by redirect.
  */
-#include "lib/slow.h"
+#include "lib/related.h"
 
 #define LOOPBACK6 bpf_htonl(1)
 
@@ -52,12 +52,18 @@ static __noinline int from_lo_slow(struct __sk_buff *skb)
 	__u32 rule, family;
 	int err;
 
-	err = start(skb, &s, ZONE_LO);
+	err = start(skb, &s, ZONE_LO, ETH_HLEN);
 	if (!s || err)
 		return PASS;
 	p = &s->packet;
 	/* What a container answered. */
-	if (p->src_mac[0] == LO_MARK || p->kind != PACKET_FLOW)
+	if (p->src_mac[0] == LO_MARK)
+		return PASS;
+	if (p->kind == PACKET_ICMP) {
+		err = related(skb, s);
+		return err != MISS ? err : PASS;
+	}
+	if (p->kind != PACKET_FLOW)
 		return PASS;
 	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
 		return PASS;

@@ -4,7 +4,7 @@
  * packets for published ports go straight into the container; what is addressed
  * to a container is dropped; everything else is the host's and passes untouched.
  */
-#include "lib/slow.h"
+#include "lib/fragment.h"
 
 /* A source that nobody in the world can have. */
 static __noinline bool martian(const struct addr *a)
@@ -74,25 +74,29 @@ static __noinline int decide_published_in(struct __sk_buff *skb, struct scratch 
 	return enter_keeping_port(skb, s, s->flow.dst.id);
 }
 
-static __noinline int from_uplink_slow(struct __sk_buff *skb)
+static __always_inline bool routed(const struct addr *a)
 {
-	struct scratch *s;
+	__u32 network = network_of(a);
+	struct network *n = bpf_map_lookup_elem(&networks, &network);
+
+	return network && n && (n->flags & NETWORK_ROUTED);
+}
+
+/* A packet with a tuple, an error, or neither. */
+__noinline int world_packet(struct __sk_buff *skb, struct scratch *s, __u32 local)
+{
+	__u32 rule, network;
 	struct packet *p;
-	__u32 rule, network, local;
 	int err;
 
-	err = start(skb, &s, ZONE_WORLD);
-	if (!s || err)
+	if (!s)
 		return PASS;
 	p = &s->packet;
-	if (!p->family)
-		return PASS;
-	err = known(skb, s);
+	err = p->kind == PACKET_ICMP ? related(skb, s) : known(skb, s);
 	if (err != MISS)
 		return err;
 	if (addr_loopback(&p->daddr))
 		return drop(skb, REASON_LOOPBACK);
-	local = host_addr(&p->daddr);
 	network = local ? 0 : network_of(&p->daddr);
 	if (network) {
 		err = decide_routed_in(s, network);
@@ -107,6 +111,35 @@ static __noinline int from_uplink_slow(struct __sk_buff *skb)
 	return err ? drop(skb, err) : first(skb, s);
 }
 
+static __always_inline int from_uplink_slow(struct __sk_buff *skb, __u32 l2)
+{
+	struct scratch *s;
+	struct packet *p;
+	__u32 local;
+	int err;
+
+	err = start(skb, &s, ZONE_WORLD, l2);
+	if (!s || err)
+		return PASS;
+	p = &s->packet;
+	if (!p->family)
+		return PASS;
+	local = host_addr(&p->daddr);
+	if (p->kind != PACKET_FRAGMENT || !followed(p))
+		return world_packet(skb, s, local);
+	if (!p->frag_off) {
+		p->kind = p->whole;
+		err = world_packet(skb, s, local);
+		return local || err != PASS ? first_fragment(skb, s, err) : err;
+	}
+	/* The host's own stack gets what may be its, and forgets what is not. */
+	if (local)
+		err = later_fragment(skb, s, PASS);
+	else
+		err = routed(&p->daddr) ? later_fragment(skb, s, DROP) : MISS;
+	return err != MISS ? err : world_packet(skb, s, local);
+}
+
 SEC("tc")
 int from_uplink(struct __sk_buff *skb)
 {
@@ -116,5 +149,14 @@ int from_uplink(struct __sk_buff *skb)
 	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
 		return PASS;
 	ret = fast(skb, ZONE_WORLD, HOOK_UPLINK);
-	return ret != MISS ? ret : from_uplink_slow(skb);
+	return ret != MISS ? ret : from_uplink_slow(skb, ETH_HLEN);
+}
+
+/* The same for a device without a link-layer header (tun, WireGuard, ipip). */
+SEC("tc")
+int from_tunnel(struct __sk_buff *skb)
+{
+	int ret = fast(skb, ZONE_WORLD, HOOK_TUNNEL);
+
+	return ret != MISS ? ret : from_uplink_slow(skb, 0);
 }

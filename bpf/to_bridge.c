@@ -29,7 +29,7 @@ static __noinline int to_bridge_slow(struct __sk_buff *skb)
 		return PASS;
 	number = device->id;
 	n = bpf_map_lookup_elem(&networks, &number);
-	err = start(skb, &s, ifindex);
+	err = start(skb, &s, ifindex, ETH_HLEN);
 	if (!n || !s || err)
 		return PASS;
 	p = &s->packet;
@@ -53,11 +53,11 @@ static __noinline int to_bridge_slow(struct __sk_buff *skb)
 	id = endpoint_of(number, &p->daddr);
 	if (!id)
 		return drop(skb, REASON_NO_ENDPOINT);
-	if (p->kind != PACKET_FLOW)
-		return emit(skb, id);
-	err = known(skb, s);
+	err = p->kind == PACKET_ICMP ? related(skb, s) : known(skb, s);
 	if (err != MISS)
 		return err;
+	if (p->kind != PACKET_FLOW)
+		return emit(skb, id);
 	begin(s, FLOW_HOST, FLOW_OPTIONAL);
 	err = aim(s, id, VERDICT_EGRESS);
 	if (err)

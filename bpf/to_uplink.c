@@ -6,11 +6,11 @@
  */
 #include "lib/slow.h"
 
-static __noinline int to_uplink_slow(struct __sk_buff *skb)
+static __noinline int to_uplink_slow(struct __sk_buff *skb, __u32 l2)
 {
 	struct scratch *s;
 
-	int err = start(skb, &s, ZONE_WORLD);
+	int err = start(skb, &s, ZONE_WORLD, l2);
 
 	if (!s || !s->packet.family)
 		return PASS;
@@ -19,17 +19,18 @@ static __noinline int to_uplink_slow(struct __sk_buff *skb)
 			return drop(skb, REASON_BYPASS);
 		return PASS;
 	}
+	if (s->packet.kind == PACKET_FRAGMENT && !s->packet.frag_off)
+		s->packet.kind = s->packet.whole;
 	if (!err && s->packet.kind == PACKET_FLOW && s->packet.proto != IPPROTO_TCP)
 		remember_local(s);
 	return PASS;
 }
 
-SEC("tc")
-int to_uplink(struct __sk_buff *skb)
+static __always_inline int to_world(struct __sk_buff *skb, __u32 l2)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct ipv6hdr *v6 = data + ETH_HLEN;
-	struct iphdr *v4 = data + ETH_HLEN;
+	struct ipv6hdr *v6 = data + l2;
+	struct iphdr *v4 = data + l2;
 
 	if (skb->mark == MARK_PASSED && skb->ingress_ifindex) {
 		skb->mark = 0;
@@ -44,5 +45,18 @@ int to_uplink(struct __sk_buff *skb)
 		    v6->nexthdr == IPPROTO_TCP)
 			return PASS;
 	}
-	return to_uplink_slow(skb);
+	return to_uplink_slow(skb, l2);
+}
+
+SEC("tc")
+int to_uplink(struct __sk_buff *skb)
+{
+	return to_world(skb, ETH_HLEN);
+}
+
+/* The same for a device without a link-layer header. */
+SEC("tc")
+int to_tunnel(struct __sk_buff *skb)
+{
+	return to_world(skb, 0);
 }

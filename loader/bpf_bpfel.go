@@ -18,6 +18,13 @@ type BPFAddr struct {
 	W [4]uint32
 }
 
+type BPFAssembly struct {
+	_        structs.HostLayout
+	Key      BPFParkedKey
+	Datagram BPFDatagram
+	Parked   BPFParked
+}
+
 type BPFClock struct {
 	_     structs.HostLayout
 	Epoch uint32
@@ -51,12 +58,50 @@ const (
 	BPFCounterCOUNTER_BIND_REFUSED     BPFCounter = 7
 	BPFCounterCOUNTER_FLOODED          BPFCounter = 8
 	BPFCounterCOUNTER_SWEEP_TICKS      BPFCounter = 9
-	BPFCounterCOUNTER_COUNT            BPFCounter = 10
+	BPFCounterCOUNTER_FRAGMENT_PARKED  BPFCounter = 10
+	BPFCounterCOUNTER_COUNT            BPFCounter = 11
 )
 
 type BPFCursor struct {
 	_    structs.HostLayout
 	Next uint32
+}
+
+type BPFDatagram struct {
+	_     structs.HostLayout
+	Tuple struct {
+		_      structs.HostLayout
+		Saddr  BPFAddr
+		Daddr  BPFAddr
+		Sport  uint16
+		Dport  uint16
+		Zone   uint32
+		Proto  uint8
+		Family uint8
+		Pad    [2]uint8
+	}
+	Tick   uint32
+	Total  uint16
+	Got    uint16
+	State  uint8
+	Count  uint8
+	Pad    uint16
+	Pieces [64]struct {
+		_     structs.HostLayout
+		Start uint16
+		End   uint16
+	}
+}
+
+type BPFDatagramKey struct {
+	_      structs.HostLayout
+	Saddr  BPFAddr
+	Daddr  BPFAddr
+	Id     uint32
+	Zone   uint32
+	Proto  uint8
+	Family uint8
+	Pad    [2]uint8
 }
 
 type BPFDevice struct {
@@ -253,6 +298,18 @@ const (
 	BPFNetworkFlagsNETWORK_FULL_CONE  BPFNetworkFlags = 32
 )
 
+type BPFParked struct {
+	_     structs.HostLayout
+	Len   uint32
+	Bytes [2048]uint8
+}
+
+type BPFParkedKey struct {
+	_        structs.HostLayout
+	Datagram BPFDatagramKey
+	Start    uint32
+}
+
 type BPFPortKey struct {
 	_     structs.HostLayout
 	Addr  BPFAddr
@@ -369,26 +426,31 @@ const (
 type BPFScratch struct {
 	_      structs.HostLayout
 	Packet struct {
-		_             structs.HostLayout
-		Saddr         BPFAddr
-		Daddr         BPFAddr
-		Sport         uint16
-		Dport         uint16
-		Zone          uint32
-		Len           uint32
-		Seq           uint32
-		Ack           uint32
-		L4            uint16
-		FirstFragment uint16
-		Family        uint8
-		Kind          uint8
-		Proto         uint8
-		Ttl           uint8
-		TcpFlags      uint8
-		IcmpType      uint8
-		DstMac        [6]uint8
-		SrcMac        [6]uint8
-		Pad           [2]uint8
+		_        structs.HostLayout
+		Saddr    BPFAddr
+		Daddr    BPFAddr
+		Sport    uint16
+		Dport    uint16
+		Zone     uint32
+		Len      uint32
+		Seq      uint32
+		Ack      uint32
+		Id       uint32
+		Payload  uint16
+		FragOff  uint16
+		L4       uint16
+		More     uint8
+		Whole    uint8
+		Family   uint8
+		Kind     uint8
+		Proto    uint8
+		Ttl      uint8
+		TcpFlags uint8
+		IcmpType uint8
+		L2       uint8
+		DstMac   [6]uint8
+		SrcMac   [6]uint8
+		Pad      uint8
 	}
 	Tuple struct {
 		_      structs.HostLayout
@@ -486,8 +548,10 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	BPFMapAnyPort             = "any_port"
+	BPFMapAssemblies          = "assemblies"
 	BPFMapClocks              = "clocks"
 	BPFMapCounters            = "counters"
+	BPFMapDatagrams           = "datagrams"
 	BPFMapDevices             = "devices"
 	BPFMapDrops               = "drops"
 	BPFMapEndpointAddrs       = "endpoint_addrs"
@@ -502,6 +566,7 @@ const (
 	BPFMapLinks               = "links"
 	BPFMapMembers             = "members"
 	BPFMapNetworks            = "networks"
+	BPFMapParkedFragments     = "parked_fragments"
 	BPFMapPortCursor          = "port_cursor"
 	BPFMapPorts4              = "ports4"
 	BPFMapPorts6              = "ports6"
@@ -518,12 +583,14 @@ const (
 	BPFProgBind6              = "bind6"
 	BPFProgFromEndpoint       = "from_endpoint"
 	BPFProgFromLo             = "from_lo"
+	BPFProgFromTunnel         = "from_tunnel"
 	BPFProgFromUplink         = "from_uplink"
 	BPFProgPostBind4          = "post_bind4"
 	BPFProgPostBind6          = "post_bind6"
 	BPFProgSweep              = "sweep"
 	BPFProgToBridge           = "to_bridge"
 	BPFProgToEndpoint         = "to_endpoint"
+	BPFProgToTunnel           = "to_tunnel"
 	BPFProgToUplink           = "to_uplink"
 	BPFVarExportCounter       = "export_counter"
 	BPFVarExportDeviceKind    = "export_device_kind"
@@ -589,12 +656,14 @@ type BPFProgramSpecs struct {
 	Bind6        *ebpf.ProgramSpec `ebpf:"bind6"`
 	FromEndpoint *ebpf.ProgramSpec `ebpf:"from_endpoint"`
 	FromLo       *ebpf.ProgramSpec `ebpf:"from_lo"`
+	FromTunnel   *ebpf.ProgramSpec `ebpf:"from_tunnel"`
 	FromUplink   *ebpf.ProgramSpec `ebpf:"from_uplink"`
 	PostBind4    *ebpf.ProgramSpec `ebpf:"post_bind4"`
 	PostBind6    *ebpf.ProgramSpec `ebpf:"post_bind6"`
 	Sweep        *ebpf.ProgramSpec `ebpf:"sweep"`
 	ToBridge     *ebpf.ProgramSpec `ebpf:"to_bridge"`
 	ToEndpoint   *ebpf.ProgramSpec `ebpf:"to_endpoint"`
+	ToTunnel     *ebpf.ProgramSpec `ebpf:"to_tunnel"`
 	ToUplink     *ebpf.ProgramSpec `ebpf:"to_uplink"`
 }
 
@@ -602,35 +671,38 @@ type BPFProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BPFMapSpecs struct {
-	AnyPort       *ebpf.MapSpec `ebpf:"any_port"`
-	Clocks        *ebpf.MapSpec `ebpf:"clocks"`
-	Counters      *ebpf.MapSpec `ebpf:"counters"`
-	Devices       *ebpf.MapSpec `ebpf:"devices"`
-	Drops         *ebpf.MapSpec `ebpf:"drops"`
-	EndpointAddrs *ebpf.MapSpec `ebpf:"endpoint_addrs"`
-	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
-	Flows4        *ebpf.MapSpec `ebpf:"flows4"`
-	Flows6        *ebpf.MapSpec `ebpf:"flows6"`
-	FreeSlots     *ebpf.MapSpec `ebpf:"free_slots"`
-	Half4         *ebpf.MapSpec `ebpf:"half4"`
-	Half6         *ebpf.MapSpec `ebpf:"half6"`
-	HostAddrs     *ebpf.MapSpec `ebpf:"host_addrs"`
-	IcmpLimit     *ebpf.MapSpec `ebpf:"icmp_limit"`
-	Links         *ebpf.MapSpec `ebpf:"links"`
-	Members       *ebpf.MapSpec `ebpf:"members"`
-	Networks      *ebpf.MapSpec `ebpf:"networks"`
-	PortCursor    *ebpf.MapSpec `ebpf:"port_cursor"`
-	Ports4        *ebpf.MapSpec `ebpf:"ports4"`
-	Ports6        *ebpf.MapSpec `ebpf:"ports6"`
-	PortsAddr     *ebpf.MapSpec `ebpf:"ports_addr"`
-	Routes        *ebpf.MapSpec `ebpf:"routes"`
-	Rules         *ebpf.MapSpec `ebpf:"rules"`
-	Scratches     *ebpf.MapSpec `ebpf:"scratches"`
-	Settings      *ebpf.MapSpec `ebpf:"settings"`
-	Slots         *ebpf.MapSpec `ebpf:"slots"`
-	Sources       *ebpf.MapSpec `ebpf:"sources"`
-	Subnets       *ebpf.MapSpec `ebpf:"subnets"`
-	Sweepers      *ebpf.MapSpec `ebpf:"sweepers"`
+	AnyPort         *ebpf.MapSpec `ebpf:"any_port"`
+	Assemblies      *ebpf.MapSpec `ebpf:"assemblies"`
+	Clocks          *ebpf.MapSpec `ebpf:"clocks"`
+	Counters        *ebpf.MapSpec `ebpf:"counters"`
+	Datagrams       *ebpf.MapSpec `ebpf:"datagrams"`
+	Devices         *ebpf.MapSpec `ebpf:"devices"`
+	Drops           *ebpf.MapSpec `ebpf:"drops"`
+	EndpointAddrs   *ebpf.MapSpec `ebpf:"endpoint_addrs"`
+	Endpoints       *ebpf.MapSpec `ebpf:"endpoints"`
+	Flows4          *ebpf.MapSpec `ebpf:"flows4"`
+	Flows6          *ebpf.MapSpec `ebpf:"flows6"`
+	FreeSlots       *ebpf.MapSpec `ebpf:"free_slots"`
+	Half4           *ebpf.MapSpec `ebpf:"half4"`
+	Half6           *ebpf.MapSpec `ebpf:"half6"`
+	HostAddrs       *ebpf.MapSpec `ebpf:"host_addrs"`
+	IcmpLimit       *ebpf.MapSpec `ebpf:"icmp_limit"`
+	Links           *ebpf.MapSpec `ebpf:"links"`
+	Members         *ebpf.MapSpec `ebpf:"members"`
+	Networks        *ebpf.MapSpec `ebpf:"networks"`
+	ParkedFragments *ebpf.MapSpec `ebpf:"parked_fragments"`
+	PortCursor      *ebpf.MapSpec `ebpf:"port_cursor"`
+	Ports4          *ebpf.MapSpec `ebpf:"ports4"`
+	Ports6          *ebpf.MapSpec `ebpf:"ports6"`
+	PortsAddr       *ebpf.MapSpec `ebpf:"ports_addr"`
+	Routes          *ebpf.MapSpec `ebpf:"routes"`
+	Rules           *ebpf.MapSpec `ebpf:"rules"`
+	Scratches       *ebpf.MapSpec `ebpf:"scratches"`
+	Settings        *ebpf.MapSpec `ebpf:"settings"`
+	Slots           *ebpf.MapSpec `ebpf:"slots"`
+	Sources         *ebpf.MapSpec `ebpf:"sources"`
+	Subnets         *ebpf.MapSpec `ebpf:"subnets"`
+	Sweepers        *ebpf.MapSpec `ebpf:"sweepers"`
 }
 
 // BPFVariableSpecs contains global variables before they are loaded into the kernel.
@@ -675,42 +747,47 @@ func (o *BPFObjects) Close() error {
 //
 // It can be passed to LoadBPFObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BPFMaps struct {
-	AnyPort       *ebpf.Map `ebpf:"any_port"`
-	Clocks        *ebpf.Map `ebpf:"clocks"`
-	Counters      *ebpf.Map `ebpf:"counters"`
-	Devices       *ebpf.Map `ebpf:"devices"`
-	Drops         *ebpf.Map `ebpf:"drops"`
-	EndpointAddrs *ebpf.Map `ebpf:"endpoint_addrs"`
-	Endpoints     *ebpf.Map `ebpf:"endpoints"`
-	Flows4        *ebpf.Map `ebpf:"flows4"`
-	Flows6        *ebpf.Map `ebpf:"flows6"`
-	FreeSlots     *ebpf.Map `ebpf:"free_slots"`
-	Half4         *ebpf.Map `ebpf:"half4"`
-	Half6         *ebpf.Map `ebpf:"half6"`
-	HostAddrs     *ebpf.Map `ebpf:"host_addrs"`
-	IcmpLimit     *ebpf.Map `ebpf:"icmp_limit"`
-	Links         *ebpf.Map `ebpf:"links"`
-	Members       *ebpf.Map `ebpf:"members"`
-	Networks      *ebpf.Map `ebpf:"networks"`
-	PortCursor    *ebpf.Map `ebpf:"port_cursor"`
-	Ports4        *ebpf.Map `ebpf:"ports4"`
-	Ports6        *ebpf.Map `ebpf:"ports6"`
-	PortsAddr     *ebpf.Map `ebpf:"ports_addr"`
-	Routes        *ebpf.Map `ebpf:"routes"`
-	Rules         *ebpf.Map `ebpf:"rules"`
-	Scratches     *ebpf.Map `ebpf:"scratches"`
-	Settings      *ebpf.Map `ebpf:"settings"`
-	Slots         *ebpf.Map `ebpf:"slots"`
-	Sources       *ebpf.Map `ebpf:"sources"`
-	Subnets       *ebpf.Map `ebpf:"subnets"`
-	Sweepers      *ebpf.Map `ebpf:"sweepers"`
+	AnyPort         *ebpf.Map `ebpf:"any_port"`
+	Assemblies      *ebpf.Map `ebpf:"assemblies"`
+	Clocks          *ebpf.Map `ebpf:"clocks"`
+	Counters        *ebpf.Map `ebpf:"counters"`
+	Datagrams       *ebpf.Map `ebpf:"datagrams"`
+	Devices         *ebpf.Map `ebpf:"devices"`
+	Drops           *ebpf.Map `ebpf:"drops"`
+	EndpointAddrs   *ebpf.Map `ebpf:"endpoint_addrs"`
+	Endpoints       *ebpf.Map `ebpf:"endpoints"`
+	Flows4          *ebpf.Map `ebpf:"flows4"`
+	Flows6          *ebpf.Map `ebpf:"flows6"`
+	FreeSlots       *ebpf.Map `ebpf:"free_slots"`
+	Half4           *ebpf.Map `ebpf:"half4"`
+	Half6           *ebpf.Map `ebpf:"half6"`
+	HostAddrs       *ebpf.Map `ebpf:"host_addrs"`
+	IcmpLimit       *ebpf.Map `ebpf:"icmp_limit"`
+	Links           *ebpf.Map `ebpf:"links"`
+	Members         *ebpf.Map `ebpf:"members"`
+	Networks        *ebpf.Map `ebpf:"networks"`
+	ParkedFragments *ebpf.Map `ebpf:"parked_fragments"`
+	PortCursor      *ebpf.Map `ebpf:"port_cursor"`
+	Ports4          *ebpf.Map `ebpf:"ports4"`
+	Ports6          *ebpf.Map `ebpf:"ports6"`
+	PortsAddr       *ebpf.Map `ebpf:"ports_addr"`
+	Routes          *ebpf.Map `ebpf:"routes"`
+	Rules           *ebpf.Map `ebpf:"rules"`
+	Scratches       *ebpf.Map `ebpf:"scratches"`
+	Settings        *ebpf.Map `ebpf:"settings"`
+	Slots           *ebpf.Map `ebpf:"slots"`
+	Sources         *ebpf.Map `ebpf:"sources"`
+	Subnets         *ebpf.Map `ebpf:"subnets"`
+	Sweepers        *ebpf.Map `ebpf:"sweepers"`
 }
 
 func (m *BPFMaps) Close() error {
 	return _BPFClose(
 		m.AnyPort,
+		m.Assemblies,
 		m.Clocks,
 		m.Counters,
+		m.Datagrams,
 		m.Devices,
 		m.Drops,
 		m.EndpointAddrs,
@@ -725,6 +802,7 @@ func (m *BPFMaps) Close() error {
 		m.Links,
 		m.Members,
 		m.Networks,
+		m.ParkedFragments,
 		m.PortCursor,
 		m.Ports4,
 		m.Ports6,
@@ -770,12 +848,14 @@ type BPFPrograms struct {
 	Bind6        *ebpf.Program `ebpf:"bind6"`
 	FromEndpoint *ebpf.Program `ebpf:"from_endpoint"`
 	FromLo       *ebpf.Program `ebpf:"from_lo"`
+	FromTunnel   *ebpf.Program `ebpf:"from_tunnel"`
 	FromUplink   *ebpf.Program `ebpf:"from_uplink"`
 	PostBind4    *ebpf.Program `ebpf:"post_bind4"`
 	PostBind6    *ebpf.Program `ebpf:"post_bind6"`
 	Sweep        *ebpf.Program `ebpf:"sweep"`
 	ToBridge     *ebpf.Program `ebpf:"to_bridge"`
 	ToEndpoint   *ebpf.Program `ebpf:"to_endpoint"`
+	ToTunnel     *ebpf.Program `ebpf:"to_tunnel"`
 	ToUplink     *ebpf.Program `ebpf:"to_uplink"`
 }
 
@@ -785,12 +865,14 @@ func (p *BPFPrograms) Close() error {
 		p.Bind6,
 		p.FromEndpoint,
 		p.FromLo,
+		p.FromTunnel,
 		p.FromUplink,
 		p.PostBind4,
 		p.PostBind6,
 		p.Sweep,
 		p.ToBridge,
 		p.ToEndpoint,
+		p.ToTunnel,
 		p.ToUplink,
 	)
 }

@@ -29,13 +29,13 @@ static __always_inline __u8 ip_summed(struct __sk_buff *skb)
 }
 
 /* Is the packet too long for the way out? A GSO packet counts as its segments. */
-static __always_inline bool too_big(struct __sk_buff *skb, __u32 l4_end, __u32 mtu)
+static __always_inline bool too_big(struct __sk_buff *skb, __u32 l2, __u32 l4_end, __u32 mtu)
 {
-	if (skb->len - ETH_HLEN <= mtu)
+	if (skb->len - l2 <= mtu)
 		return false;
 	if (!skb->gso_size)
 		return true;
-	return l4_end - ETH_HLEN + skb->gso_size > mtu;
+	return l4_end - l2 + skb->gso_size > mtu;
 }
 
 /* Puts the new ports or query id, and the checksum that fits, into the
@@ -161,6 +161,26 @@ static __always_inline int send(struct __sk_buff *skb, struct ethhdr *eth, const
 	}
 }
 
+/* The same from a device without a link-layer header. In the container packet sockets
+ * expect one, and the way out of an uplink makes its own. */
+static __always_inline int send_headless(struct __sk_buff *skb, const struct flow *f, __u8 family)
+{
+	struct ethhdr *eth;
+
+	if (f->verdict == VERDICT_STACK)
+		return PASS;
+	if (f->verdict != VERDICT_PEER)
+		return drop(skb, REASON_ERROR);
+	if (bpf_skb_change_head(skb, ETH_HLEN, 0))
+		return drop(skb, REASON_ERROR);
+	eth = (void *)(long)skb->data;
+	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
+		return drop(skb, REASON_ERROR);
+	__builtin_memcpy(eth, f->macs, 12);
+	eth->proto = family == 4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+	return bpf_redirect_peer(f->ifindex, 0);
+}
+
 /* [::1] to an IPv4-only container and back: the packet changes its family.
  * Checksums: RFC 7915 section 4.4 and 5.4; the pseudo header's length and
  * protocol words are equal in both families. */
@@ -238,16 +258,32 @@ static __noinline int deliver_other_family(struct __sk_buff *skb, struct flow *f
 	return send(skb, data, f, to4 ? 4 : 6);
 }
 
-/* The slow path's way out: any header length. */
-static __noinline int deliver(struct __sk_buff *skb, struct flow *f, __u32 family, __u32 proto, __u32 l4)
+/* Sends a packet on its way that has been rewritten by offset. */
+static __always_inline int dispatch(struct __sk_buff *skb, const struct flow *f, const struct packet *p)
 {
+	void *data, *end;
+
+	if (!p->l2)
+		return send_headless(skb, f, p->family);
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (data + ETH_HLEN > end)
+		return drop(skb, REASON_MALFORMED);
+	return send(skb, data, f, p->family);
+}
+
+/* The slow path's way out: any header length. */
+static __noinline int deliver(struct __sk_buff *skb, struct flow *f, const struct packet *p)
+{
+	__u32 l2 = p->l2 ? ETH_HLEN : 0, l4 = p->l4, family = p->family;
+	__u8 proto = p->proto;
 	void *data, *end;
 
 	if (f->verdict == VERDICT_STACK)
 		return PASS;
 	if (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6)) {
-		/* Options and extension headers have no counterpart. */
-		if (l4 != ETH_HLEN + (family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)))
+		/* Options, extension headers and fragments have no counterpart. */
+		if (!l2 || l4 != ETH_HLEN + (family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)))
 			return drop(skb, REASON_UNSUPPORTED);
 		return deliver_other_family(skb, f, proto);
 	}
@@ -258,19 +294,18 @@ static __noinline int deliver(struct __sk_buff *skb, struct flow *f, __u32 famil
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
 	l4 &= 0xff;
-	if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end &&
-	    (family == 6 || data + ETH_HLEN + sizeof(struct iphdr) > end))
-		return drop(skb, REASON_MALFORMED);
 	if (family == 4) {
-		if (data + ETH_HLEN + sizeof(struct iphdr) > end ||
-		    !rewrite4(skb, data + ETH_HLEN, data + l4, end, f))
+		struct iphdr *ip = data + l2;
+
+		if ((void *)(ip + 1) > end || !rewrite4(skb, ip, data + l4, end, f))
 			return drop(skb, REASON_MALFORMED);
 	} else {
-		if (data + ETH_HLEN + sizeof(struct ipv6hdr) > end ||
-		    !rewrite6(skb, data + ETH_HLEN, data + l4, end, proto, f))
+		struct ipv6hdr *ip = data + l2;
+
+		if ((void *)(ip + 1) > end || !rewrite6(skb, ip, data + l4, end, proto, f))
 			return drop(skb, REASON_MALFORMED);
 	}
-	return send(skb, data, f, family);
+	return dispatch(skb, f, p);
 }
 
 #endif

@@ -12,10 +12,16 @@
 /* What a hook knows of its packets beyond the tuple. */
 enum hook {
 	HOOK_UPLINK,
+	HOOK_TUNNEL,			/* an uplink without a link-layer header */
 	HOOK_ENDPOINT,			/* the source MAC must be the endpoint's */
 	HOOK_BRIDGE,
 	HOOK_LO,
 };
+
+static __always_inline __u32 l2_of(enum hook hook)
+{
+	return hook == HOOK_TUNNEL ? 0 : ETH_HLEN;
+}
 
 static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *eth, struct flow *f,
 					enum hook hook, __u8 ttl, __u32 l4_end)
@@ -29,7 +35,7 @@ static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *et
 		return false;
 	if ((f->flags & FLOW_TTL) && ttl <= 1)
 		return false;
-	if (too_big(skb, l4_end, f->mtu))
+	if (too_big(skb, l2_of(hook), l4_end, f->mtu))
 		return false;
 	if (hook == HOOK_ENDPOINT && !mac_equal(eth->src, f->sender))
 		return false;
@@ -44,8 +50,8 @@ static __always_inline int fast4(struct __sk_buff *skb, __u32 zone, enum hook ho
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
-	struct iphdr *ip = data + ETH_HLEN;
-	void *l4 = data + ETH_HLEN + sizeof(*ip);
+	struct iphdr *ip = data + l2_of(hook);
+	void *l4 = data + l2_of(hook) + sizeof(*ip);
 	struct key4 key = { .zone = zone };
 	__u32 l4_end;
 	struct flow *f;
@@ -59,13 +65,13 @@ static __always_inline int fast4(struct __sk_buff *skb, __u32 zone, enum hook ho
 
 		if ((void *)(tcp + 1) > end || (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)))
 			return MISS;
-		l4_end = ETH_HLEN + sizeof(*ip) + (tcp->doff >> 4) * 4;
+		l4_end = l2_of(hook) + sizeof(*ip) + (tcp->doff >> 4) * 4;
 		key.sport = tcp->source;
 		key.dport = tcp->dest;
 	} else if (ip->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = l4;
 
-		l4_end = ETH_HLEN + sizeof(*ip) + sizeof(*udp);
+		l4_end = l2_of(hook) + sizeof(*ip) + sizeof(*udp);
 		key.sport = udp->source;
 		key.dport = udp->dest;
 	} else {
@@ -81,15 +87,15 @@ static __always_inline int fast4(struct __sk_buff *skb, __u32 zone, enum hook ho
 		return PASS;
 	if (!rewrite4(skb, ip, l4, end, f))
 		return MISS;
-	return send(skb, eth, f, 4);
+	return hook == HOOK_TUNNEL ? send_headless(skb, f, 4) : send(skb, eth, f, 4);
 }
 
 static __always_inline int fast6(struct __sk_buff *skb, __u32 zone, enum hook hook)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
-	struct ipv6hdr *ip = data + ETH_HLEN;
-	void *l4 = data + ETH_HLEN + sizeof(*ip);
+	struct ipv6hdr *ip = data + l2_of(hook);
+	void *l4 = data + l2_of(hook) + sizeof(*ip);
 	struct key6 key = { .zone = zone };
 	__u32 l4_end;
 	struct flow *f;
@@ -101,13 +107,13 @@ static __always_inline int fast6(struct __sk_buff *skb, __u32 zone, enum hook ho
 
 		if ((void *)(tcp + 1) > end || (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)))
 			return MISS;
-		l4_end = ETH_HLEN + sizeof(*ip) + (tcp->doff >> 4) * 4;
+		l4_end = l2_of(hook) + sizeof(*ip) + (tcp->doff >> 4) * 4;
 		key.sport = tcp->source;
 		key.dport = tcp->dest;
 	} else if (ip->nexthdr == IPPROTO_UDP) {
 		struct udphdr *udp = l4;
 
-		l4_end = ETH_HLEN + sizeof(*ip) + sizeof(*udp);
+		l4_end = l2_of(hook) + sizeof(*ip) + sizeof(*udp);
 		key.sport = udp->source;
 		key.dport = udp->dest;
 	} else {
@@ -123,13 +129,13 @@ static __always_inline int fast6(struct __sk_buff *skb, __u32 zone, enum hook ho
 		return PASS;
 	if (!rewrite6(skb, ip, l4, end, ip->nexthdr, f))
 		return MISS;
-	return send(skb, eth, f, 6);
+	return hook == HOOK_TUNNEL ? send_headless(skb, f, 6) : send(skb, eth, f, 6);
 }
 
 static __always_inline int fast(struct __sk_buff *skb, __u32 zone, enum hook hook)
 {
 	/* Some drivers leave the headers in a page. */
-	if ((void *)(long)skb->data + ETH_HLEN + sizeof(struct iphdr) + sizeof(struct tcphdr) >
+	if ((void *)(long)skb->data + l2_of(hook) + sizeof(struct iphdr) + sizeof(struct tcphdr) >
 	    (void *)(long)skb->data_end)
 		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
 	if (skb->protocol == bpf_htons(ETH_P_IP))

@@ -7,7 +7,7 @@
 #ifndef BPFNET_GUARD_H
 #define BPFNET_GUARD_H
 
-#include "slow.h"
+#include "fragment.h"
 
 #define ICMPV6_MLD_FIRST 130
 #define ICMPV6_MLD_LAST 132
@@ -181,7 +181,7 @@ static __always_inline int guard_source(const struct packet *p, const struct end
 /* Answers of a DHCP server (RFC 2131, 8415). Clients look at their own port only. */
 static __always_inline bool dhcp_server(const struct packet *p)
 {
-	if (p->proto != IPPROTO_UDP || (p->kind == PACKET_FRAGMENT && !p->first_fragment))
+	if (p->proto != IPPROTO_UDP || (p->kind == PACKET_FRAGMENT && p->frag_off))
 		return false;
 	return p->dport == bpf_htons(p->family == 4 ? 68 : 546);
 }

@@ -66,14 +66,14 @@ static __always_inline int icmp_build4(struct __sk_buff *skb, const struct packe
 				       __u8 type, __u8 code, __u16 mtu, __u8 *quote)
 {
 	struct icmp_error4 h = {};
-	__u32 header = p->l4 - ETH_HLEN, quote_len = header + 20 > QUOTE ? header + 20 : QUOTE;
+	__u32 l2 = p->l2, header = p->l4 - l2, quote_len = header + 20 > QUOTE ? header + 20 : QUOTE;
 	__s64 sum;
 
-	if (skb->len < ETH_HLEN + quote_len)
+	if (skb->len < l2 + quote_len)
 		quote_len = header + 8;
 	if (quote_len < 28 || quote_len > QUOTE_MAX)
 		return REASON_ERROR;
-	if (skb->len > ETH_HLEN + quote_len && bpf_skb_change_tail(skb, ETH_HLEN + quote_len, 0))
+	if (skb->len > l2 + quote_len && bpf_skb_change_tail(skb, l2 + quote_len, 0))
 		return REASON_ERROR;
 	if (bpf_skb_adjust_room(skb, sizeof(h), BPF_ADJ_ROOM_MAC, 0))
 		return REASON_ERROR;
@@ -88,11 +88,11 @@ static __always_inline int icmp_build4(struct __sk_buff *skb, const struct packe
 	h.icmp.code = code;
 	h.icmp.sequence = bpf_htons(mtu);
 	sum = bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), 0);
-	if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(h), quote, quote_len))
+	if (bpf_skb_load_bytes(skb, l2 + sizeof(h), quote, quote_len))
 		return REASON_ERROR;
 	sum = bpf_csum_diff(0, 0, (__be32 *)quote, quote_len, sum);
 	h.icmp.checksum = ~csum_fold(sum);
-	if (bpf_skb_store_bytes(skb, ETH_HLEN, &h, sizeof(h), 0))
+	if (bpf_skb_store_bytes(skb, l2, &h, sizeof(h), 0))
 		return REASON_ERROR;
 	return 0;
 }
@@ -101,14 +101,14 @@ static __always_inline int icmp_build6(struct __sk_buff *skb, const struct packe
 				       const struct addr *from, __u8 type, __u8 code, __u32 mtu, __u8 *quote)
 {
 	struct icmp_error6 h = {};
-	__u32 keep = ETH_HLEN + sizeof(struct ipv6hdr) + 32, len;
+	__u32 l2 = p->l2, keep = l2 + sizeof(struct ipv6hdr) + 32, len;
 	__s64 sum;
 
 	if (skb->len < keep)
-		keep = ETH_HLEN + sizeof(struct ipv6hdr) + 8;
+		keep = l2 + sizeof(struct ipv6hdr) + 8;
 	if (skb->len > keep && bpf_skb_change_tail(skb, keep, 0))
 		return REASON_ERROR;
-	len = sizeof(h.icmp) + keep - ETH_HLEN;
+	len = sizeof(h.icmp) + keep - l2;
 	if (bpf_skb_adjust_room(skb, sizeof(h), BPF_ADJ_ROOM_MAC, 0))
 		return REASON_ERROR;
 	h.ip.version_class_flow = bpf_htonl(0x60000000);
@@ -124,17 +124,17 @@ static __always_inline int icmp_build6(struct __sk_buff *skb, const struct packe
 	/* The pseudo header, RFC 8200 section 8.1. */
 	sum = csum_addr(from) + csum_addr(&p->saddr) + bpf_htons(len) + bpf_htons(IPPROTO_ICMPV6);
 	sum = bpf_csum_diff(0, 0, (__be32 *)&h.icmp, sizeof(h.icmp), sum);
-	if (keep == ETH_HLEN + sizeof(struct ipv6hdr) + 32) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(h), quote, 72))
+	if (keep == l2 + sizeof(struct ipv6hdr) + 32) {
+		if (bpf_skb_load_bytes(skb, l2 + sizeof(h), quote, 72))
 			return REASON_ERROR;
 		sum = bpf_csum_diff(0, 0, (__be32 *)quote, 72, sum);
 	} else {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(h), quote, 48))
+		if (bpf_skb_load_bytes(skb, l2 + sizeof(h), quote, 48))
 			return REASON_ERROR;
 		sum = bpf_csum_diff(0, 0, (__be32 *)quote, 48, sum);
 	}
 	h.icmp.checksum = ~csum_fold(sum);
-	if (bpf_skb_store_bytes(skb, ETH_HLEN, &h, sizeof(h), 0))
+	if (bpf_skb_store_bytes(skb, l2, &h, sizeof(h), 0))
 		return REASON_ERROR;
 	return 0;
 }
@@ -167,13 +167,15 @@ __noinline int icmp_error(struct __sk_buff *skb, struct scratch *s, __u32 reason
 				  mtu, s->bytes);
 	if (err)
 		return drop(skb, err);
-	data = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	if (data + sizeof(*eth) > end)
-		return DROP;
-	eth = data;
-	mac_copy(eth->dst, p->src_mac);
-	mac_copy(eth->src, p->dst_mac);
+	if (p->l2) {
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+		if (data + sizeof(*eth) > end)
+			return DROP;
+		eth = data;
+		mac_copy(eth->dst, p->src_mac);
+		mac_copy(eth->src, p->dst_mac);
+	}
 	count(COUNTER_ICMP_SENT);
 	if (s->endpoint) {
 		bpf_skb_change_type(skb, PACKET_HOST);

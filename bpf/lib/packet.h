@@ -122,17 +122,22 @@ struct packet {
 	__u32 len;			/* from the IP header on, as the device gave it */
 	__u32 seq;			/* TCP, host order */
 	__u32 ack;
+	__u32 id;			/* of a fragment, as on the wire */
+	__u16 payload;			/* bytes behind the IP header, or behind the fragment header */
+	__u16 frag_off;			/* bytes; of a fragment's payload in the whole */
 	__u16 l4;			/* offset of the transport header */
-	__u16 first_fragment;
+	__u8 more;			/* a fragment, and not the last one */
+	__u8 whole;			/* enum packet_kind of what a first fragment begins */
 	__u8 family;			/* 4, 6, or 0 */
 	__u8 kind;			/* enum packet_kind */
 	__u8 proto;
 	__u8 ttl;
 	__u8 tcp_flags;
 	__u8 icmp_type;
-	__u8 dst_mac[6];
+	__u8 l2;			/* length of the link-layer header: ETH_HLEN, or 0 (tun, WireGuard) */
+	__u8 dst_mac[6];		/* zero where there is none */
 	__u8 src_mac[6];
-	__u8 pad[2];
+	__u8 pad;
 };
 
 /* One direction of a flow, family-blind: what key4 and key6 are made from. */
@@ -206,7 +211,8 @@ static __always_inline void mac_copy(__u8 *to, const __u8 *from)
 	__builtin_memcpy(to, from, 6);
 }
 
-/* The transport header at p->l4: ports, ICMP query id, TCP state. */
+/* The transport header at p->l4: ports, ICMP query id, TCP state. Padding behind the
+ * packet is not of it. */
 static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *p)
 {
 	union {
@@ -214,10 +220,19 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 		struct udphdr udp;
 		struct icmphdr icmp;
 	} h;
+	__u32 size = p->proto == IPPROTO_TCP ? sizeof(h.tcp) : 8;
 
+	p->kind = PACKET_OTHER;
+	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_ICMP &&
+	    p->proto != IPPROTO_ICMPV6)
+		return 0;
+	if (p->payload < size && !skb->gso_size)
+		return REASON_MALFORMED;
 	switch (p->proto) {
 	case IPPROTO_TCP:
 		if (bpf_skb_load_bytes(skb, p->l4, &h.tcp, sizeof(h.tcp)))
+			return REASON_MALFORMED;
+		if (h.tcp.doff >> 4 < 5 || ((h.tcp.doff >> 4) * 4 > p->payload && !skb->gso_size))
 			return REASON_MALFORMED;
 		p->sport = h.tcp.source;
 		p->dport = h.tcp.dest;
@@ -233,8 +248,7 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 		p->dport = h.udp.dest;
 		p->kind = PACKET_FLOW;
 		return 0;
-	case IPPROTO_ICMP:
-	case IPPROTO_ICMPV6:
+	default:
 		if ((p->proto == IPPROTO_ICMP) != (p->family == 4))
 			return REASON_MALFORMED;
 		if (bpf_skb_load_bytes(skb, p->l4, &h.icmp, sizeof(h.icmp)))
@@ -248,21 +262,43 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 		else
 			p->kind = PACKET_ICMP;
 		return 0;
-	default:
-		p->kind = PACKET_OTHER;
-		return 0;
 	}
 }
 
-/* A first fragment shows what it begins (the guards look); one that is too small
- * to is refused (RFC 1858). Only a whole packet has a flow. */
-static __always_inline int parse_fragment(struct __sk_buff *skb, struct packet *p, bool first)
+/* A fragment, frag_off being IPv4's or IPv6's offset in bytes. A first one shows what it
+ * begins; one that is too small to is refused, and so is a second one that reaches into
+ * the transport header (RFC 1858), or past the largest packet. */
+static __always_inline int parse_fragment(struct __sk_buff *skb, struct packet *p)
 {
-	int err = first ? parse_transport(skb, p) : 0;
+	int err;
 
+	if (!p->payload || (p->more && (p->payload & 7)) || (__u32)p->frag_off + p->payload > 65535)
+		return REASON_FRAGMENT;
+	if (!p->frag_off) {
+		err = parse_transport(skb, p);
+		p->whole = p->kind;
+		p->kind = PACKET_FRAGMENT;
+		return err == REASON_MALFORMED ? REASON_FRAGMENT : err;
+	}
 	p->kind = PACKET_FRAGMENT;
-	p->first_fragment = first;
-	return err;
+	return p->proto == IPPROTO_TCP && p->frag_off < sizeof(struct tcphdr) ? REASON_FRAGMENT : 0;
+}
+
+/* Loose and strict source routes say that the destination is not the last one
+ * (RFC 791 section 3.1, RFC 7126 section 4.3): such a packet is not ours to read. */
+static __noinline bool source_routed(struct __sk_buff *skb, __u32 off, __u32 end)
+{
+	__u8 option[2];
+	int i;
+
+	for (i = 0; i < 40 && off < end; i++) {
+		if (bpf_skb_load_bytes(skb, off, option, 2) || !option[0])
+			return false;
+		if (option[0] == 131 || option[0] == 137)
+			return true;
+		off += option[0] == 1 ? 1 : option[1] < 2 ? 40 : option[1];
+	}
+	return false;
 }
 
 static __always_inline int parse4(struct __sk_buff *skb, struct packet *p)
@@ -270,7 +306,7 @@ static __always_inline int parse4(struct __sk_buff *skb, struct packet *p)
 	struct iphdr ip;
 	__u32 ihl;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+	if (bpf_skb_load_bytes(skb, p->l2, &ip, sizeof(ip)))
 		return REASON_MALFORMED;
 	ihl = (ip.version_ihl & 0xf) * 4;
 	if ((ip.version_ihl >> 4) != 4 || ihl < sizeof(ip) || bpf_ntohs(ip.tot_len) < ihl)
@@ -282,27 +318,79 @@ static __always_inline int parse4(struct __sk_buff *skb, struct packet *p)
 	addr_set4(&p->daddr, ip.daddr);
 	p->proto = ip.protocol;
 	p->ttl = ip.ttl;
-	p->l4 = ETH_HLEN + ihl;
-	if (ip.frag_off & bpf_htons(IP_FRAGMENT))
-		return parse_fragment(skb, p, !(ip.frag_off & bpf_htons(0x1fff)));
-	return parse_transport(skb, p);
+	p->l4 = p->l2 + ihl;
+	p->payload = bpf_ntohs(ip.tot_len) - ihl;
+	if (ihl > sizeof(ip) && source_routed(skb, p->l2 + sizeof(ip), p->l4))
+		return REASON_UNSUPPORTED;
+	if (!(ip.frag_off & bpf_htons(IP_FRAGMENT)))
+		return parse_transport(skb, p);
+	p->id = ip.id;
+	p->more = !!(ip.frag_off & bpf_htons(0x2000));
+	p->frag_off = (bpf_ntohs(ip.frag_off) & 0x1fff) * 8;
+	return parse_fragment(skb, p);
 }
 
-/* RFC 8200 section 4: hop-by-hop, routing, destination options, fragment. */
-static __always_inline int parse6(struct __sk_buff *skb, struct packet *p)
+/* A walk along IPv6's extension headers (RFC 8200 section 4): hop-by-hop, routing,
+ * destination options, fragment. */
+struct chain {
+	__u32 off;			/* of the next header */
+	__u8 next;			/* its number */
+	__u8 pad;
+	__be16 frag_off;		/* of the fragment header: offset and flags, */
+	__be32 id;			/* identification */
+	__u32 fragment;			/* offset of the fragment header; 0: none */
+};
+
+static __always_inline bool extension(__u8 next)
 {
-	struct ipv6hdr ip;
+	return next == 0 || next == 43 || next == 60 || next == 44;
+}
+
+/* Ends behind the last extension header, or behind the fragment header of what is no
+ * first fragment. Returns a reason. */
+__noinline int walk(struct __sk_buff *skb, struct chain *c)
+{
 	struct {
 		__u8 next;
 		__u8 len;
 		__be16 frag_off;
 	} ext;
-	__u32 off = ETH_HLEN + sizeof(ip);
-	bool fragment = false;
-	__u8 next;
 	int i;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+	if (!c)
+		return REASON_ERROR;
+	for (i = 0; i < IPV6_MAX_EXTENSIONS && extension(c->next); i++) {
+		if (bpf_skb_load_bytes(skb, c->off, &ext, sizeof(ext)))
+			return REASON_MALFORMED;
+		if (c->next == 44) {
+			c->fragment = c->off;
+			c->frag_off = ext.frag_off;
+			if (bpf_skb_load_bytes(skb, c->off + 4, &c->id, sizeof(c->id)))
+				return REASON_MALFORMED;
+			c->off += 8;
+			c->next = ext.next;
+			if (ext.frag_off & bpf_htons(0xfff8))
+				return 0;
+			continue;
+		}
+		/* A routing header with segments left: the destination is not the last
+		 * one (RFC 5095). */
+		if (c->next == 43 && (ext.frag_off & bpf_htons(0x00ff)))
+			return REASON_UNSUPPORTED;
+		c->off += (ext.len + 1) * 8;
+		c->next = ext.next;
+	}
+	return extension(c->next) ? REASON_UNSUPPORTED : 0;
+}
+
+static __always_inline int parse6(struct __sk_buff *skb, struct packet *p)
+{
+	struct chain chain = {};
+	struct ipv6hdr ip;
+	__u32 end;
+	int err;
+
+	if (bpf_skb_load_bytes(skb, p->l2, &ip, sizeof(ip)))
 		return REASON_MALFORMED;
 	if ((ip.version_class_flow & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000))
 		return REASON_MALFORMED;
@@ -317,46 +405,48 @@ static __always_inline int parse6(struct __sk_buff *skb, struct packet *p)
 		return REASON_MARTIAN;
 	if (!(ip.daddr.w[0] | ip.daddr.w[1]) && ip.daddr.w[2] == V4_MAPPED)
 		return REASON_MARTIAN;
-	next = ip.nexthdr;
-	for (i = 0; i < IPV6_MAX_EXTENSIONS; i++) {
-		if (next != 0 && next != 43 && next != 60 && next != 44)
-			break;
-		if (bpf_skb_load_bytes(skb, off, &ext, sizeof(ext)))
-			return REASON_MALFORMED;
-		if (next == 44) {
-			if (ext.frag_off & bpf_htons(0xfff8)) {
-				p->proto = ext.next;
-				p->l4 = off + 8;
-				return parse_fragment(skb, p, false);
-			}
-			/* A first fragment has the whole chain (RFC 7112 section 5). */
-			fragment |= ext.frag_off & bpf_htons(1);
-			off += 8;
-		} else {
-			off += (ext.len + 1) * 8;
-		}
-		next = ext.next;
-	}
-	if (next == 0 || next == 43 || next == 60 || next == 44)
-		return REASON_UNSUPPORTED;
-	p->proto = next;
-	p->l4 = off;
-	return fragment ? parse_fragment(skb, p, true) : parse_transport(skb, p);
+	chain.off = p->l2 + sizeof(ip);
+	chain.next = ip.nexthdr;
+	err = walk(skb, &chain);
+	if (err)
+		return err;
+	p->proto = chain.next;
+	p->l4 = chain.off;
+	end = sizeof(ip) + bpf_ntohs(ip.payload_len);
+	if (p->l4 - p->l2 > end && !skb->gso_size)
+		return REASON_MALFORMED;
+	p->payload = end - (p->l4 - p->l2);
+	/* One that is the whole packet is none (RFC 6946). */
+	if (!chain.fragment || !(chain.frag_off & bpf_htons(0xfff9)))
+		return parse_transport(skb, p);
+	p->id = chain.id;
+	p->more = !!(chain.frag_off & bpf_htons(1));
+	p->frag_off = bpf_ntohs(chain.frag_off) & 0xfff8;
+	/* A first fragment has the whole chain (RFC 7112 section 5), of which the part
+	 * behind the fragment header is of its payload. */
+	err = parse_fragment(skb, p);
+	p->payload += p->l4 - (chain.fragment + 8);
+	return err;
 }
 
-/* Fills all of *p but zone. Returns 0 or an enum reason. */
-__noinline int parse(struct __sk_buff *skb, struct packet *p)
+/* Fills all of *p but zone. l2 is the length of the device's link-layer header.
+ * Returns 0 or an enum reason. */
+__noinline int parse(struct __sk_buff *skb, struct packet *p, __u32 l2)
 {
-	struct ethhdr eth;
+	struct ethhdr eth = { .proto = skb->protocol };
 
 	if (!p)
 		return REASON_ERROR;
 	__builtin_memset(p, 0, sizeof(*p));
-	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
-		return REASON_MALFORMED;
-	mac_copy(p->dst_mac, eth.dst);
-	mac_copy(p->src_mac, eth.src);
-	p->len = skb->len - ETH_HLEN;
+	if (l2) {
+		if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+			return REASON_MALFORMED;
+		mac_copy(p->dst_mac, eth.dst);
+		mac_copy(p->src_mac, eth.src);
+		l2 = ETH_HLEN;
+	}
+	p->l2 = l2;
+	p->len = skb->len - l2;
 	switch (eth.proto) {
 	case bpf_htons(ETH_P_IP):
 		return parse4(skb, p);

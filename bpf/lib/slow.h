@@ -7,8 +7,9 @@
 #include "decide.h"
 #include "icmp.h"
 
-/* Parses into the scratch; *s is NULL or set. Returns a reason. */
-static __always_inline int start(struct __sk_buff *skb, struct scratch **s, __u32 zone)
+/* Parses into the scratch; *s is NULL or set. l2 is the length of the device's
+ * link-layer header. Returns a reason. */
+static __always_inline int start(struct __sk_buff *skb, struct scratch **s, __u32 zone, __u32 l2)
 {
 	int err;
 
@@ -17,7 +18,7 @@ static __always_inline int start(struct __sk_buff *skb, struct scratch **s, __u3
 		return REASON_ERROR;
 	(*s)->endpoint = 0;
 	(*s)->network = 0;
-	err = parse(skb, &(*s)->packet);
+	err = parse(skb, &(*s)->packet, l2);
 	(*s)->packet.zone = zone;
 	return err;
 }
@@ -45,14 +46,14 @@ __noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
 	p = &s->packet;
 	header = p->l4 + (p->proto == IPPROTO_UDP ? 8 : 20);
 	expired = (f->flags & FLOW_TTL) && p->ttl <= 1;
-	if (expired || too_big(skb, header, f->mtu)) {
+	if (expired || too_big(skb, p->l2, header, f->mtu)) {
 		our_address(s);
 		if (addr_unspecified(&s->addr))
 			return drop(skb, expired ? REASON_TTL_EXCEEDED : REASON_TOO_BIG);
 		return icmp_error(skb, s, expired ? REASON_TTL_EXCEEDED : REASON_TOO_BIG,
 				  expired ? 0 : f->mtu);
 	}
-	return deliver(skb, f, p->family, p->proto, p->l4);
+	return deliver(skb, f, p);
 }
 
 /* Counts the packet and works on a copy: an entry that is deleted meanwhile, by

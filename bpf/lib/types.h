@@ -364,6 +364,7 @@ enum counter {
 	COUNTER_BIND_REFUSED,		/* the bind guard */
 	COUNTER_FLOODED,
 	COUNTER_SWEEP_TICKS,
+	COUNTER_FRAGMENT_PARKED,	/* kept until the first fragment came */
 	COUNTER_COUNT,
 };
 
