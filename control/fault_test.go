@@ -3,6 +3,7 @@
 package control
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -79,6 +80,7 @@ func oneRound(o Options, i int) error {
 		func() error { return m.RemoveNetwork(n) },
 	}
 	for k, step := range steps {
+		fmt.Println(k) // whoever kills us counts them
 		if err := step(); err != nil {
 			return fmt.Errorf("step %d: %w", k, err)
 		}
@@ -101,10 +103,18 @@ func TestKilled(t *testing.T) {
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = append(os.Environ(), childEnv+"="+string(raw))
 		cmd.Stderr = &stderr
+		stdout, err := cmd.StdoutPipe()
+		require.NoError(t, err)
 		require.NoError(t, cmd.Start())
-		time.Sleep(time.Duration(20+i*97%400) * time.Millisecond) // any moment is as good
+		// After so many steps, and a part of the time that the last one took.
+		steps, begun, took := bufio.NewScanner(stdout), time.Now(), time.Duration(0)
+		for range 1 + i*5%13 {
+			require.True(t, steps.Scan(), "round %d: %s", i, &stderr)
+			begun, took = time.Now(), time.Since(begun)
+		}
+		<-time.After(took * time.Duration(i%4) / 4)
 		require.NoError(t, cmd.Process.Kill())
-		err := cmd.Wait()
+		err = cmd.Wait()
 		var exit *exec.ExitError
 		require.True(t, errors.As(err, &exit) && !exit.Exited(), "round %d: %v %s", i, err, &stderr)
 

@@ -65,7 +65,12 @@ func TestCreateVeth(t *testing.T) {
 
 	require.Equal(t, netlink.LinkOperState(netlink.OperUp), getLink(t, hh, "veth1").Attrs().OperState)
 
-	// The host and the container speak at once, in both families.
+	// The host and the container speak at once, in both families: the kernel asks for
+	// a neighbour once in these ten seconds.
+	for ns, name := range map[*netns.NS]string{host: "bpfnet0", cont: "eth0"} {
+		setSysctl(t, ns, "ipv4/neigh/"+name+"/retrans_time_ms", "60000")
+		setSysctl(t, ns, "ipv6/neigh/"+name+"/retrans_time_ms", "60000")
+	}
 	for _, gw := range []string{"172.17.0.1", "fd00:1::1"} {
 		exchange(t, host, cont, gw)
 	}
@@ -100,7 +105,7 @@ func exchange(t *testing.T, host, cont *netns.NS, to string) {
 		return err
 	}))
 	defer client.Close()
-	deadline := time.Now().Add(900 * time.Millisecond) // less than it takes to ask for a neighbour again
+	deadline := time.Now().Add(10 * time.Second)
 	require.NoError(t, server.SetDeadline(deadline))
 	require.NoError(t, client.SetDeadline(deadline))
 
@@ -282,7 +287,7 @@ func TestNeighbors(t *testing.T) {
 	require.Error(t, SetNeighbors(host, bridge, m, list))
 }
 
-// A bridge takes 1,023 ports: veths beyond are made as ports of nothing. The time for one does not grow.
+// A bridge takes 1,023 ports: veths beyond are made as ports of nothing. The work for one does not grow.
 func TestPastPortLimit(t *testing.T) {
 	const count, limit = 1100, 1023
 	host, hh, bridge := bridgeHost(t)
@@ -290,10 +295,10 @@ func TestPastPortLimit(t *testing.T) {
 	var took []time.Duration
 	for i := range count {
 		v := Veth{HostName: fmt.Sprintf("veth%d", i), Bridge: "bpfnet0", ContName: fmt.Sprintf("eth%d", i)}
-		start := time.Now()
+		start := cpuTime(t)
 		_, err := CreateVeth(host, cont, v)
 		require.NoError(t, err)
-		took = append(took, time.Since(start))
+		took = append(took, cpuTime(t)-start)
 	}
 	ports := 0
 	links, err := hh.LinkList()
@@ -308,7 +313,16 @@ func TestPastPortLimit(t *testing.T) {
 	require.Zero(t, getLink(t, hh, fmt.Sprintf("veth%d", count-1)).Attrs().MasterIndex)
 	first, last := median(took[:50]), median(took[count-50:])
 	t.Logf("median of the first 50: %v, of the last 50: %v", first, last)
-	require.Less(t, last, 15*time.Millisecond)
+	require.Less(t, last, 4*first)
+}
+
+// cpuTime is what the process has used, in the kernel too: what others do on the
+// machine does not count.
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	var ts unix.Timespec
+	require.NoError(t, unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &ts))
+	return time.Duration(ts.Nano())
 }
 
 func BenchmarkCreateVeth(b *testing.B) {

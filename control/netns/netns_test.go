@@ -111,9 +111,11 @@ func TestSwappedPath(t *testing.T) {
 	}))
 }
 
-// While one thread swaps the path between a namespace, a file and nothing, Open gives
-// the namespace or an error, never anything else.
+// While one thread swaps the path between a namespace, things that are none, and
+// nothing, Open gives the namespace or the error that fits, never anything else. It
+// goes on until the path was seen to change often, with every outcome among them.
 func TestSwapRace(t *testing.T) {
+	const changes = 200
 	ns := newNS(t)
 	dir := t.TempDir()
 	path, file := filepath.Join(dir, "path"), filepath.Join(dir, "file")
@@ -121,38 +123,47 @@ func TestSwapRace(t *testing.T) {
 
 	stop := make(chan struct{})
 	var swapper sync.WaitGroup
+	defer swapper.Wait()
+	defer close(stop)
 	swapper.Go(func() {
+		tmp := filepath.Join(dir, "tmp")
 		for i := 0; ; i++ {
 			select {
 			case <-stop:
 				return
 			default:
 			}
-			tmp := filepath.Join(dir, "tmp")
-			target := []string{ns.Path(), file, "/proc/self/ns/mnt"}[i%3]
-			if os.Symlink(target, tmp) == nil {
+			if i%4 == 3 {
+				os.Remove(path)
+				continue
+			}
+			if os.Symlink([]string{ns.Path(), file, "/proc/self/ns/mnt"}[i%4], tmp) == nil {
 				os.Rename(tmp, path)
 			}
 		}
 	})
-	opened := 0
-	for range 2000 {
+
+	seen := make(map[string]int)
+	last, changed := "", 0
+	for deadline := time.Now().Add(time.Minute); changed < changes || len(seen) < 3; {
+		require.True(t, time.Now().Before(deadline), "%d changes seen, outcomes %v", changed, seen)
 		got, err := Open(path)
-		if err != nil {
-			if !errors.Is(err, ErrNotNetns) && !errors.Is(err, fs.ErrNotExist) {
-				t.Error(err)
-			}
-			continue
+		outcome := "namespace"
+		switch {
+		case err == nil:
+			require.True(t, got.Equal(ns), "opened %s", got)
+			got.Close()
+		case errors.Is(err, ErrNotNetns):
+			outcome = "no namespace"
+		case errors.Is(err, fs.ErrNotExist):
+			outcome = "nothing"
+		default:
+			require.NoError(t, err)
 		}
-		opened++
-		if !got.Equal(ns) {
-			t.Error("opened something else")
+		if seen[outcome]++; outcome != last {
+			last, changed = outcome, changed+1
 		}
-		got.Close()
 	}
-	close(stop)
-	swapper.Wait()
-	require.Positive(t, opened)
 }
 
 func TestCookie(t *testing.T) {

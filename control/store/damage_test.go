@@ -40,7 +40,7 @@ func fullStore(t *testing.T) (path string, image []byte) {
 
 // use does what commands do, and returns the first error.
 func use(path string) error {
-	db, err := open(path, true, time.Second)
+	db, err := open(path, true, time.Minute)
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func use(path string) error {
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
 	}
-	db, err = open(path, false, time.Second)
+	db, err = open(path, false, time.Minute)
 	if err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func TestDamagedIsLeft(t *testing.T) {
 	b := append([]byte(nil), image...)
 	clear(b[8192:])
 	require.NoError(t, os.WriteFile(path, b, 0o600))
-	db, err := open(path, true, time.Second)
+	db, err := open(path, true, time.Minute)
 	require.NoError(t, err)
 	for range 2 {
 		err = db.View(func(tx *Tx) error {
@@ -163,7 +163,7 @@ func TestDamagedIsLeft(t *testing.T) {
 	}
 	require.NoError(t, db.Close())
 	require.NoError(t, os.WriteFile(path, image, 0o600))
-	db, err = open(path, false, time.Second)
+	db, err = open(path, false, time.Minute)
 	require.NoError(t, err)
 	require.NoError(t, db.Close())
 }

@@ -23,14 +23,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const limit = 2 * time.Second
+// limit is how long what must come is waited for.
+const limit = 10 * time.Second
 
 func TestDrawing(t *testing.T) {
 	l := New(t)
+	// At once: the kernel would ask for a neighbour again after a minute only.
+	for _, key := range []string{"ipv4/neigh/eth0/retrans_time_ms", "ipv6/neigh/eth0/retrans_time_ms"} {
+		Sysctl(t, l.Client, key, "60000")
+		Sysctl(t, l.Host, key, "60000")
+	}
 	for _, to := range []string{HostIPv4, HostIPv6} {
-		start := time.Now()
 		require.NoError(t, Ping(l.Client, to, limit))
-		require.Less(t, time.Since(start), 900*time.Millisecond, "at once, not after the second try")
 	}
 	for _, to := range []string{ClientIPv4, ClientIPv6} {
 		require.NoError(t, Ping(l.Host, to, limit))

@@ -94,7 +94,7 @@ func (l *Lab) addClient(name string, hostAddrs ...string) (*Client, error) {
 // drops what it should send, and until its addresses are usable.
 func settled(ns *netns.NS, device string) error {
 	return onLink(ns, device, func(h *netlink.Handle, l netlink.Link) error {
-		if !eventually(3*time.Second, func() bool {
+		if !eventually(10*time.Second, func() bool {
 			now, err := h.LinkByIndex(l.Attrs().Index)
 			return err == nil && now.Attrs().OperState == netlink.OperUp && usable(h, l)
 		}) {
@@ -240,7 +240,7 @@ func addAddr(ns *netns.NS, device string, p netip.Prefix) error {
 			return fmt.Errorf("device %s: address %s: %w", device, p, err)
 		}
 		// The kernel makes the route to an IPv6 address of its own a moment later.
-		if l.Attrs().RawFlags&unix.IFF_UP != 0 && !eventually(3*time.Second, func() bool { return isLocal(h, l, p.Addr()) }) {
+		if l.Attrs().RawFlags&unix.IFF_UP != 0 && !eventually(10*time.Second, func() bool { return isLocal(h, l, p.Addr()) }) {
 			return fmt.Errorf("device %s: address %s: does not come up", device, p)
 		}
 		return nil
