@@ -4,6 +4,8 @@ package control
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,10 +63,53 @@ func (o *op) dropLeftovers(networks []*Network, live []*Container) error {
 	if err := o.dropTables(slots, numbers, members); err != nil {
 		return err
 	}
+	if err := o.dropNeighbors(byID, live, seen); err != nil {
+		return err
+	}
 	if err := o.dropPins(wanted, seen); err != nil {
 		return err
 	}
 	return o.dropFiles()
+}
+
+// dropNeighbors removes what we told the host of addresses that no endpoint has: on
+// bridges that are not ours too, where others' entries stay.
+func (o *op) dropNeighbors(networks map[string]*Network, live []*Container, seen *observed) error {
+	ns, err := o.hostNetns()
+	if err != nil {
+		return err
+	}
+	have, err := link.OwnNeighbors(ns)
+	if err != nil {
+		return err
+	}
+	wanted := make(map[link.Neighbor]bool)
+	for _, c := range live {
+		for _, ep := range c.Endpoints {
+			if ep.Slot == 0 || networks[ep.Network] == nil {
+				continue
+			}
+			if bridge := seen.devices[networks[ep.Network].Bridge]; bridge != nil {
+				for _, a := range endpointAddrs(ep) {
+					wanted[link.Neighbor{Ifindex: bridge.Attrs().Index, Addr: a}] = true
+				}
+			}
+		}
+	}
+	for _, n := range have {
+		if wanted[n] {
+			continue
+		}
+		if err := link.DelNeighbors(ns, n.Ifindex, []netip.Addr{n.Addr}); err != nil {
+			return err
+		}
+		name := fmt.Sprint(n.Ifindex)
+		if l := seen.byIndex[n.Ifindex]; l != nil {
+			name = l.Attrs().Name
+		}
+		o.did("device %s: neighbor %s: removed, nobody's", name, n.Addr)
+	}
+	return nil
 }
 
 // dropPins detaches endpoint and bridge programs of devices that are not ours any more.

@@ -3,6 +3,7 @@
 package control
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"net"
@@ -231,6 +232,11 @@ func (o *op) raiseNetwork(n *Network) error {
 		if err := o.note("bridge " + n.Bridge); err != nil {
 			return err
 		}
+	}
+	if had != nil && n.ForeignBridge {
+		// The programs know this very device, so the command before came past here.
+		known, err := o.bridgeIndex(n)
+		b.Pinned = err == nil && known == had.Attrs().Index && bytes.Equal(had.Attrs().HardwareAddr, mac)
 	}
 	index, err := link.EnsureBridge(ns, b)
 	if err != nil {

@@ -26,6 +26,10 @@ type Bridge struct {
 	// Adopt takes an existing bridge as it is: only addresses that are missing are
 	// added, and it is set up. It is an error (fs.ErrNotExist) if there is none.
 	Adopt bool
+
+	// Pinned says of an adopted bridge that its MAC was fixed before: doing it again
+	// would forget the neighbors on it, other people's too (neigh_changeaddr).
+	Pinned bool
 }
 
 // EnsureBridge makes the bridge, or repairs it until it is as described, and says
@@ -84,13 +88,15 @@ func findOrMakeBridge(h *netlink.Handle, b Bridge) (l netlink.Link, made bool, e
 
 func (b Bridge) repair(ns *netns.NS, h *netlink.Handle, l netlink.Link, made bool) error {
 	attrs := l.Attrs()
-	if b.Adopt {
+	switch {
+	case b.Adopt && b.Pinned:
+	case b.Adopt:
 		// The kernel lets a MAC that nobody has set follow the lowest of the ports'
 		// (net/bridge/br_stp_if.c): containers and programs would know an old one.
 		if err := h.LinkSetHardwareAddr(l, attrs.HardwareAddr); err != nil {
 			return fmt.Errorf("mac %s: %w", attrs.HardwareAddr, err)
 		}
-	} else {
+	default:
 		if len(b.MAC) > 0 && !bytes.Equal(attrs.HardwareAddr, b.MAC) {
 			if err := h.LinkSetHardwareAddr(l, b.MAC); err != nil {
 				return fmt.Errorf("mac %s: %w", b.MAC, err)

@@ -278,6 +278,22 @@ func TestNeighbors(t *testing.T) {
 		return found
 	}
 	require.ElementsMatch(t, []string{"172.17.0.2 " + m.String(), "fd00:1::2 " + m.String()}, neighs())
+	// Somebody else's is not ours, until we say it too.
+	theirs := addrs("172.17.0.3")
+	require.NoError(t, h.NeighSet(&netlink.Neigh{LinkIndex: bridge, State: netlink.NUD_PERMANENT, IP: theirs[0].AsSlice(), HardwareAddr: m}))
+	own := func() (found []netip.Addr) {
+		all, err := OwnNeighbors(host)
+		require.NoError(t, err)
+		for _, n := range all {
+			require.Equal(t, bridge, n.Ifindex)
+			found = append(found, n.Addr)
+		}
+		return found
+	}
+	require.ElementsMatch(t, list, own())
+	require.NoError(t, SetNeighbors(host, bridge, m, theirs))
+	require.ElementsMatch(t, append(theirs, list...), own())
+	require.NoError(t, DelNeighbors(host, bridge, theirs))
 	for range 2 {
 		require.NoError(t, DelNeighbors(host, bridge, list))
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/bits"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/bpfnet/bpfnet/control"
+	"github.com/bpfnet/bpfnet/control/ipam"
 	"github.com/bpfnet/bpfnet/control/store"
 	"github.com/bpfnet/bpfnet/loader"
 	"github.com/bpfnet/bpfnet/maps"
@@ -107,6 +109,9 @@ func (inv *inventory) learn(networks []*control.Network, containers []*control.C
 			}
 			name(ep.HostIf, "veth("+at+")")
 			name(ep.MAC, "mac("+at+")")
+			if mac, err := net.ParseMAC(ep.MAC); err == nil {
+				name(ipam.LinkLocal(mac).String(), "ll("+at+")")
+			}
 			for _, a := range []netip.Prefix{ep.IPv4, ep.IPv6} {
 				if a.IsValid() {
 					name(a.Addr().String(), "ip("+at+")")
@@ -208,7 +213,7 @@ func (inv *inventory) kernel() {
 		neighbours, err := h.NeighList(a.Index, 0)
 		require.NoError(t, err)
 		for _, n := range neighbours {
-			if n.State&netlink.NUD_PERMANENT != 0 && !n.IP.IsLinkLocalUnicast() {
+			if n.State&netlink.NUD_PERMANENT != 0 {
 				inv.add("neighbour %s %s %s", a.Name, n.IP, n.HardwareAddr)
 			}
 		}
