@@ -131,7 +131,7 @@ type TableStatus struct {
 }
 
 type DropStatus struct {
-	Device    string `json:"device"`
+	Device    string `json:"device"` // "(gone)": all that have been removed since
 	Container string `json:"container,omitempty"`
 	Reason    string `json:"reason"`
 	Packets   uint64 `json:"packets"`

@@ -75,7 +75,8 @@ func dockerPID(name string) (int, error) {
 	return pid, nil
 }
 
-// notTheHost refuses the namespace that plays the host, and the one of this command.
+// notTheHost refuses the namespace that plays the host, the one of this command, and
+// the machine's own, which is process 1's.
 func (o *op) notTheHost(ns *netns.NS, what string) error {
 	host, err := o.hostNetns()
 	if err != nil {
@@ -89,5 +90,9 @@ func (o *op) notTheHost(ns *netns.NS, what string) error {
 	if ns.Equal(host) || ns.Equal(own) {
 		return invalid("%s: is the host's own network namespace", what)
 	}
-	return nil
+	machine, err := ns.Holds(1)
+	if err == nil && machine {
+		err = invalid("%s: is the machine's own network namespace", what)
+	}
+	return err
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/bpfnet/bpfnet/control/netns"
 )
 
 // G9: what cannot be attached is an error, and nothing is left of the attempt.
@@ -40,6 +42,27 @@ func TestAttachRefusals(t *testing.T) {
 		require.NotContains(t, err.Error(), "\n")
 		require.Equal(t, before, l.state(), spec)
 	}
+}
+
+// With --netns and the command elsewhere too, the machine's own namespace is no container's.
+func TestNotTheMachine(t *testing.T) {
+	l := newLab(t)
+	machine, err := netns.Current() // of the test, which the machine's first process shares
+	require.NoError(t, err)
+	defer machine.Close()
+	shared, err := machine.Holds(1)
+	require.NoError(t, err)
+	require.True(t, shared, "the test runs beside process 1")
+	judge := func(ns *netns.NS) error {
+		return l.world.Do(func() error {
+			return l.m.update(func(o *op) error { return o.notTheHost(ns, "this") })
+		})
+	}
+	require.NoError(t, judge(newNetns(t)))
+	require.ErrorContains(t, judge(machine), "this: is the machine's own network namespace")
+	require.ErrorIs(t, judge(machine), ErrInvalid)
+	require.ErrorContains(t, judge(l.host), "is the host's own network namespace")
+	require.ErrorContains(t, judge(l.world), "is the host's own network namespace")
 }
 
 // The path leads to another namespace by the time that the work is done.

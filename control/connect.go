@@ -51,6 +51,9 @@ func (m *Manager) Connect(network, container string, opts EndpointOptions) error
 		if err := o.raiseEndpoint(c, n, ep, ns); err != nil {
 			return err
 		}
+		if err := o.linkable(c, ep.Links); err != nil {
+			return err
+		}
 		new4, new6 := gatewayEndpoint(c, false), gatewayEndpoint(c, true)
 		moved := new4 != old4 || new6 != old6
 		if moved && (old4 != nil || old6 != nil) && (old4 == nil || new4 == old4) && (old6 == nil || new6 == old6) {
@@ -163,10 +166,12 @@ func (o *op) setRoutes(c *Container, ns *netns.NS) error {
 // rewire makes ports (if they have been lowered to move), links and files follow a
 // change of endpoints.
 func (o *op) rewire(c *Container, moved bool) error {
-	if moved {
-		if err := o.raisePorts(c); err != nil {
-			return err
-		}
+	ports := o.raisePorts
+	if !moved { // what is open stays so, and opens on a routed network that has come
+		ports = func(c *Container) error { return o.syncRouted(c, true) }
+	}
+	if err := ports(c); err != nil {
+		return err
 	}
 	if err := o.raiseLinks(c); err != nil {
 		return err

@@ -106,3 +106,25 @@ func TestConnect(t *testing.T) {
 	require.NoError(t, l.m.Connect("n1", "web", EndpointOptions{}))
 	require.Equal(t, []string{"eth0 10.1.0.1"}, gateways(t, ns))
 }
+
+// A routed network that a container joins beside another opens what is published on the
+// container's address there, and closes it when it goes.
+func TestConnectRouted(t *testing.T) {
+	l := newLab(t)
+	for _, o := range []NetworkOptions{{Name: "n1"}, {Name: "routed", Routed: true}} {
+		_, err := l.m.CreateNetwork(o)
+		require.NoError(t, err)
+	}
+	l.container("web", ContainerOptions{Network: "n1", Publish: []string{"8080:80", "8081:81/udp"}})
+	require.Empty(t, l.linkEntries())
+	for range 2 {
+		require.NoError(t, l.m.Connect("routed", "web", EndpointOptions{}))
+		open := l.linkEntries()
+		require.Len(t, open, 2)
+		for k := range open {
+			require.Zero(t, k.Client, "from anybody")
+		}
+		require.NoError(t, l.m.Disconnect("routed", "web"))
+		require.Empty(t, l.linkEntries())
+	}
+}

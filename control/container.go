@@ -115,6 +115,9 @@ func (o *op) createContainer(opts *ContainerOptions, ns *netns.NS, path string) 
 		}
 		c.Endpoints = map[string]*Endpoint{network.ID: ep}
 	}
+	if err := o.linkable(c, allLinks(c)); err != nil {
+		return nil, err
+	}
 	if err := o.putSpecs(c, opts.Publish); err != nil {
 		return nil, err
 	}

@@ -24,7 +24,41 @@ type linkRule struct {
 	Ports  []protoPort `json:"ports"`
 }
 
-// raiseLinks puts all links of a client in force, or brings them up to date.
+// linkable says whether links of a running client can be put in force now; only
+// those that are asked for in this command have to be.
+func (o *op) linkable(c *Container, links []Link) error {
+	if err := o.targetsUp(c, links); err != nil {
+		return err
+	}
+	for _, l := range links {
+		t, err := containerByID(o.tx, l.Target)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(endpointsOf(c), func(ep *Endpoint) bool { return t.Endpoints[ep.Network] != nil }) {
+			return conflict("cannot link to %s: it is on no network that %s is on", t.Name, c.Name)
+		}
+	}
+	return nil
+}
+
+// targetsUp says whether the targets run, without which a client does not start.
+func (o *op) targetsUp(c *Container, links []Link) error {
+	for _, l := range links {
+		t, err := containerByID(o.tx, l.Target)
+		if err != nil {
+			return err
+		}
+		if !o.up(t) {
+			return conflict("Cannot link to a non running container: /%s AS /%s/%s", t.Name, c.Name, l.Alias)
+		}
+	}
+	return nil
+}
+
+// raiseLinks puts all links of a client in force, or brings them up to date. One
+// whose target does not run, or has no network in common with the client any more,
+// rests, as Docker's do: it comes into force when that changes.
 func (o *op) raiseLinks(c *Container) error {
 	done := make(map[string]bool)
 	for _, l := range allLinks(c) {
@@ -37,10 +71,7 @@ func (o *op) raiseLinks(c *Container) error {
 			return err
 		}
 		if !o.up(t) {
-			if o.reconciling {
-				continue
-			}
-			return conflict("Cannot link to a non running container: /%s AS /%s/%s", t.Name, c.Name, l.Alias)
+			continue
 		}
 		if err := o.raiseLink(c, t); err != nil {
 			return err
@@ -49,8 +80,8 @@ func (o *op) raiseLinks(c *Container) error {
 	return nil
 }
 
-// raiseLink opens a client's way to one target, on every network that both are on.
-// What was open and stays keeps its rule, and with it its flows.
+// raiseLink opens a client's way to one target, on every network that both are on;
+// none is fine. What was open and stays keeps its rule, and with it its flows.
 func (o *op) raiseLink(c, t *Container) error {
 	exposed, err := o.exposedPorts(t)
 	if err != nil {
@@ -74,7 +105,7 @@ func (o *op) raiseLink(c, t *Container) error {
 		rec.Rules = append(rec.Rules, linkRule{Client: ep.Slot, Server: te.Slot, Ports: exposed})
 	}
 	if len(rec.Rules) == 0 {
-		return conflict("cannot link to %s: it is on no network that %s is on", t.Name, c.Name)
+		return o.dropLink(c.ID, t.ID)
 	}
 	for _, was := range old.Rules {
 		if rec.find(was) < 0 {

@@ -34,6 +34,9 @@ func (m *Manager) Link(ref, target string) error {
 		}
 		c.Links = append(c.Links, l)
 		if o.up(c) {
+			if err := o.linkable(c, []Link{l}); err != nil {
+				return err
+			}
 			if err := o.raiseLinks(c); err != nil {
 				return err
 			}
@@ -156,7 +159,7 @@ func (o *op) refreshClients(t *Container) error {
 			continue
 		}
 		if o.up(t) {
-			if err := o.raiseLink(c, t); err != nil && !errors.Is(err, ErrConflict) {
+			if err := o.raiseLink(c, t); err != nil {
 				return err
 			}
 		}

@@ -114,6 +114,53 @@ func TestLinkFollows(t *testing.T) {
 	require.Equal(t, 1, strings.Count(l.file(web, "hosts"), "\tdb"))
 }
 
+// A link whose two ends have no network in common any more rests, and so does one whose target
+// has ended: neither keeps the client from joining and leaving networks.
+func TestLinkRests(t *testing.T) {
+	l := newLab(t)
+	for _, name := range []string{"n1", "n2"} {
+		_, err := l.m.CreateNetwork(NetworkOptions{Name: name})
+		require.NoError(t, err)
+	}
+	l.container("db", ContainerOptions{Network: "n1", Expose: []string{"5432"}})
+	job, err := l.m.CreateContainer(ContainerOptions{Name: "job", Network: "n1", Expose: []string{"99"}, Args: []string{"x"}})
+	require.NoError(t, err)
+	web, _ := l.container("web", ContainerOptions{Network: "n1", Links: []string{"db:store", "job"}})
+	inForce := func(n int) {
+		t.Helper()
+		require.Len(t, l.linkEntries(), 2*n) // a port each, and its answers
+		require.Equal(t, n, strings.Count(l.file(web, "hosts"), "\tstore ")+strings.Count(l.file(web, "hosts"), "\tjob "))
+		lines, err := l.m.Reconcile()
+		require.NoError(t, err)
+		require.Empty(t, lines)
+	}
+	inForce(2)
+	require.NoError(t, l.m.Disconnect("n1", "web"))
+	inForce(0)
+	require.NoError(t, l.m.Connect("n2", "web", EndpointOptions{}))
+	inForce(0)
+	require.ErrorContains(t, l.m.Link("web", "db:again"), "cannot link to db: it is on no network that web is on")
+	before := l.state()
+	_, err = l.m.CreateContainer(ContainerOptions{Name: "late", Network: "n2", Links: []string{"db"}, Args: []string{"x"}})
+	require.ErrorContains(t, err, "cannot link to db: it is on no network that late is on")
+	require.Equal(t, before, l.state())
+	require.NoError(t, l.m.Connect("n2", "db", EndpointOptions{}))
+	inForce(1)
+	require.NoError(t, l.m.Connect("n1", "web", EndpointOptions{}))
+	require.NoError(t, l.m.Disconnect("n2", "web"))
+	inForce(2)
+
+	require.NoError(t, l.m.Finished(job.ID, 0))
+	require.NoError(t, l.m.Connect("n2", "web", EndpointOptions{}))
+	require.NoError(t, l.m.Disconnect("n2", "web"))
+	require.NoError(t, l.m.Link("web", "db:more"))
+	require.NoError(t, l.m.Unlink("web", "db:more"))
+	inForce(1)
+	_, err = l.m.PrepareStart("job")
+	require.NoError(t, err)
+	inForce(2)
+}
+
 func TestFiles(t *testing.T) {
 	l := newLab(t)
 	require.NoError(t, l.m.Init(&Config{DNS: []string{"9.9.9.9"}}))

@@ -43,6 +43,9 @@ func (o *op) raiseContainer(c *Container, ns *netns.NS) error {
 	if err := o.raisePorts(c); err != nil {
 		return err
 	}
+	if err := o.targetsUp(c, allLinks(c)); err != nil {
+		return err
+	}
 	if err := o.raiseLinks(c); err != nil {
 		return err
 	}

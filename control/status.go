@@ -5,6 +5,7 @@ package control
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 
@@ -146,22 +147,33 @@ func (o *op) dropStatus(s *Status, seen *observed) error {
 	owner := make(map[int]string)
 	err = store.Each(o.tx, bucketContainers, func(_ string, c Container) error {
 		for _, ep := range c.Endpoints {
-			owner[ep.HostIndex] = c.Name
+			if ep.Slot != 0 {
+				owner[ep.HostIndex] = c.Name
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
+	gone := make(map[string]uint64)
 	for _, d := range drops {
-		row := DropStatus{Device: fmt.Sprintf("device %d", d.Ifindex), Container: owner[d.Ifindex], Reason: d.Reason.String(), Packets: d.Packets}
-		if l := seen.byIndex[d.Ifindex]; l != nil {
-			row.Device = l.Attrs().Name
+		l := seen.byIndex[d.Ifindex]
+		if l == nil {
+			gone[d.Reason.String()] += d.Packets
+			continue
 		}
-		s.Drops = append(s.Drops, row)
+		s.Drops = append(s.Drops, DropStatus{Device: l.Attrs().Name, Container: owner[d.Ifindex], Reason: d.Reason.String(), Packets: d.Packets})
+	}
+	for _, reason := range slices.Sorted(maps.Keys(gone)) {
+		s.Drops = append(s.Drops, DropStatus{Device: goneDevice, Reason: reason, Packets: gone[reason]})
 	}
 	return nil
 }
+
+// goneDevice stands for all devices that are there no more: their names went with
+// them, and what they dropped stays in the sums.
+const goneDevice = "(gone)"
 
 func kernelRelease() string {
 	var u unix.Utsname

@@ -135,6 +135,24 @@ func (ns *NS) ID() string { return ns.id }
 // Equal says whether both are the same namespace.
 func (ns *NS) Equal(other *NS) bool { return other != nil && ns.id == other.id }
 
+// Holds says whether a process is in the namespace. Other than OfPID it needs no right
+// to trace that process, which root may lack for process 1: it compares the numbers
+// of two files of /proc/PID/net, of which each namespace has its own (fs/proc/proc_net.c).
+func (ns *NS) Holds(pid int) (bool, error) {
+	var theirs, ours unix.Stat_t
+	path := fmt.Sprintf("/proc/%d/net/dev", pid)
+	if err := unix.Stat(path, &theirs); err != nil {
+		return false, fmt.Errorf("%s: %w", path, err)
+	}
+	err := ns.Do(func() error {
+		return os.NewSyscallError("stat", unix.Stat("/proc/thread-self/net/dev", &ours))
+	})
+	if err != nil {
+		return false, fmt.Errorf("netns %s: %w", ns.name, err)
+	}
+	return theirs.Dev == ours.Dev && theirs.Ino == ours.Ino, nil
+}
+
 func (ns *NS) String() string { return fmt.Sprintf("netns %s (%s)", ns.name, ns.id) }
 
 // Cookie is the kernel's number of the namespace, the same as BPF's

@@ -187,6 +187,25 @@ func TestCookie(t *testing.T) {
 	require.Equal(t, inside, a)
 }
 
+func TestHolds(t *testing.T) {
+	home, one, two := current(t), newNS(t), newNS(t)
+	child := exec.Command("cat")
+	in, err := child.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, one.Do(child.Start))
+	defer child.Wait()
+	defer in.Close()
+	for ns, want := range map[*NS][2]bool{home: {true, false}, one: {false, true}, two: {false, false}} {
+		for i, pid := range []int{os.Getpid(), child.Process.Pid} {
+			got, err := ns.Holds(pid)
+			require.NoError(t, err)
+			require.Equal(t, want[i], got, "%s %d", ns, i)
+		}
+	}
+	_, err = home.Holds(1 << 30)
+	require.ErrorIs(t, err, fs.ErrNotExist)
+}
+
 func TestClosed(t *testing.T) {
 	ns := newNS(t)
 	require.NoError(t, ns.Close())

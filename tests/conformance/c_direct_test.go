@@ -172,6 +172,18 @@ func TestC8(t *testing.T) {
 			}
 			c.allSilent(doors(c.Client, []netip.Addr{s.ip4, s.ip6}, 80), published)
 		}
+		// A container that joins it beside a network of its own is reached there too, if it
+		// answers by it: routes inside are its own business.
+		second := c.container("second", "n1", publish("8086:80", "8086:80/udp"))
+		c.serve(second, 80)
+		c.serve(second, 99)
+		require.NoError(t, c.m.Connect("routed", "second", control.EndpointOptions{}))
+		there, gw := c.station(second, "routed"), c.gateway("routed")
+		for i, a := range []netip.Addr{there.ip4, there.ip6} {
+			lab.AddRoute(t, second.ns, []string{"203.0.113.0/24", "2001:db8:113::/64"}[i], gw.addr(ipVersions[i]).String())
+			c.answers(c.Client, at(a, 80), "second", []string{lab.ClientIPv4, lab.ClientIPv6}[i])
+			c.silent(c.Client, at(a, 99), works(c.Client, at(a, 80)))
+		}
 		require.NoError(t, c.m.Unpublish("routed", "8085:80", "8085:80/udp"))
 		c.silent(c.Client, at(r.ip4, 80), func() error { return lab.Ping(c.Client, r.ip4.String(), wait) })
 	})
