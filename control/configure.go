@@ -5,6 +5,8 @@ package control
 import (
 	"fmt"
 	"reflect"
+
+	"github.com/bpfnet/bpfnet/control/store"
 )
 
 // configure puts a changed configuration in force. What the default network was
@@ -40,8 +42,11 @@ func (o *op) configure(flags *Config) error {
 // making it anew when it is needed next.
 func (o *op) changeDefault(old, next *Config) error {
 	n, err := findNetwork(o.tx, DefaultNetwork)
-	if err != nil {
-		return ignore(err, ErrNotFound)
+	if err := ignore(err, ErrNotFound); err != nil {
+		return err
+	}
+	if n == nil {
+		return o.defaultPossible(nil)
 	}
 	for _, x := range []struct {
 		key      string
@@ -67,6 +72,9 @@ func (o *op) changeDefault(old, next *Config) error {
 			}
 			return fmt.Errorf("%s: cannot change from %v to %v now: %w", x.key, shown(x.was), shown(x.now), err)
 		}
+		if err := o.defaultPossible(n); err != nil {
+			return err
+		}
 		return o.removeNetwork(n)
 	}
 	if n.ICC == *next.ICC && n.Masquerade == *next.IPMasq {
@@ -84,6 +92,33 @@ func (o *op) changeDefault(old, next *Config) error {
 	o.undo.steps = o.undo.steps[:len(o.undo.steps)-1]
 	o.undo.add("network "+n.Name, func() error { return o.setNetwork(&was, index) })
 	return o.putNetwork(n)
+}
+
+// defaultPossible says what keeps the default network from being made as configured, in
+// place of old: else the first container after init would hear of it.
+func (o *op) defaultPossible(old *Network) error {
+	c := &o.host.Config
+	asked := c.Bridge + c.BIP + c.BIP6 + c.FixedCIDR + c.FixedCIDRv6 + c.DefaultGateway + c.DefaultGatewayV6
+	if asked == "" || c.Bridge == noDefaultNetwork {
+		return nil
+	}
+	if old != nil { // as if it were gone already
+		if err := store.Delete(o.tx, bucketNetworks, old.ID); err != nil {
+			return err
+		}
+	}
+	opts, err := c.defaultNetwork()
+	if err != nil {
+		return err
+	}
+	n, err := o.planNetwork(opts)
+	if err != nil {
+		return fmt.Errorf("network %s: %w", DefaultNetwork, err)
+	}
+	if err := giveNumbers(o.tx, numNetworks, n.Number); err != nil || old == nil {
+		return err
+	}
+	return o.putNetwork(old)
 }
 
 func shown(v any) any {

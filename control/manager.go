@@ -125,7 +125,7 @@ func (m *Manager) openStore() (*store.DB, error) {
 // makeRoot makes the root directory for root's eyes only.
 func (m *Manager) makeRoot() error {
 	if err := os.MkdirAll(m.root, 0o700); err != nil {
-		return fmt.Errorf("root directory: %w", err)
+		return fmt.Errorf("root directory %s: %w", m.root, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(m.root, &st); err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // ErrKernel says that the kernel lacks something that bpfnet cannot do without.
@@ -101,6 +102,12 @@ func Probe() (Features, error) {
 		{&f.BTF, probeBTF},
 	} {
 		err := p.ask()
+		switch {
+		case errors.Is(err, unix.ENOSYS):
+			return f, fmt.Errorf("%w: bpf(2) (CONFIG_BPF_SYSCALL)", ErrKernel)
+		case errors.Is(err, unix.EPERM):
+			return f, fmt.Errorf("kernel features: bpf(2) asks for CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: %w", unix.EPERM)
+		}
 		if err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
 			return f, fmt.Errorf("kernel features: %w", err)
 		}

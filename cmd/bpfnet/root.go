@@ -70,6 +70,12 @@ connection tracking, no proxy and no daemon take part in it.`,
 		initCommand(a), statusCommand(a), flowsCommand(a), reconcileCommand(a), uninstallCommand(a),
 		demoCommand(a), versionCommand(a), superviseCommand(a),
 	)
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			group(c)
+		}
+	}
 	return root
 }
 
@@ -99,11 +105,15 @@ func (a *app) prepare(cmd *cobra.Command) error {
 	}
 	a.prepared = true
 	var err error
+	outputFrom := "--output "
 	cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) {
 		key := "BPFNET_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		if value, ok := os.LookupEnv(key); ok && !f.Changed && err == nil {
 			if bad := f.Value.Set(value); bad != nil {
 				err = fmt.Errorf("%s=%s: %w", key, value, bad)
+			}
+			if f.Name == "output" {
+				outputFrom = key + "="
 			}
 		}
 	})
@@ -111,7 +121,7 @@ func (a *app) prepare(cmd *cobra.Command) error {
 		return err
 	}
 	if a.output != "text" && a.output != "json" {
-		return fmt.Errorf("--output %q: text or json", a.output)
+		return fmt.Errorf("%s%q: text or json", outputFrom, a.output)
 	}
 	if a.debug {
 		slog.SetDefault(slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: slog.LevelDebug})))

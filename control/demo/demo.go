@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -48,6 +49,9 @@ type demo struct {
 
 // Run shows the main job on out. The error is what did not work as it should.
 func Run(out io.Writer) (err error) {
+	if os.Geteuid() != 0 {
+		return control.ErrNotRoot
+	}
 	begun := time.Now()
 	d := &demo{out: out, seen: make(chan string, 16)}
 	d.lab, err = newLab()

@@ -39,9 +39,10 @@ func (l *lab) close() error {
 
 func newLab() (l *lab, err error) {
 	l = &lab{}
+	undo := l.close
 	defer func() {
 		if err != nil {
-			l.close()
+			_ = undo() // l is nil by now; the error is the news
 		}
 	}()
 	if l.dir, err = os.MkdirTemp("", "bpfnet-demo-"); err != nil {
