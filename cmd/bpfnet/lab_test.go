@@ -265,7 +265,7 @@ func TestForegroundSignals(t *testing.T) {
 
 func TestTerminal(t *testing.T) {
 	l := newLab(t)
-	cmd := l.command("run", "-it", "--rm", "sh", "-c", `test -t 0 && stty size && read x && echo "got $x"; exit 6`)
+	cmd := l.command("run", "-it", "--name", "term", "sh", "-c", `test -t 0 && stty size && read x && echo "got $x"; exit 6`)
 	user, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 30, Cols: 90})
 	require.NoError(t, err)
 	defer user.Close()
@@ -273,12 +273,16 @@ func TestTerminal(t *testing.T) {
 	line, err := in.ReadString('\n')
 	require.NoError(t, err)
 	require.Equal(t, "30 90\r\n", line)
+	l.logged("term", "30 90\r\n")
 	_, err = user.WriteString("word\r")
 	require.NoError(t, err)
 	rest, _ := io.ReadAll(in) // ends with EIO
 	require.Equal(t, "word\r\ngot word\r\n", string(rest))
 	cmd.Wait()
 	require.Equal(t, 6, cmd.ProcessState.ExitCode())
+	require.Equal(t, "30 90\r\nword\r\ngot word\r", l.must("logs", "term"), "what the terminal showed")
+	require.Equal(t, "got word\r", l.must("logs", "--tail", "1", "term"))
+	l.must("rm", "term")
 }
 
 func TestBackground(t *testing.T) {

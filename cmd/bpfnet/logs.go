@@ -28,8 +28,10 @@ func logsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "logs [-f] [--tail N] NAME",
 		Short: "Print what a container's command wrote",
-		Long: `Print what the command of a container that run -d or start started has written. The
-command writes to a file by itself: nothing is lost when bpfnet's processes die.`,
+		Long: `Print what the command of a container has written that run -d or start started (it
+writes to a file by itself: nothing is lost when bpfnet's processes die), or that run -t gave
+a terminal. Without either its output goes straight to run's own, through no process of
+bpfnet's, and is not kept.`,
 		Example: "  bpfnet logs web\n  bpfnet logs -f --tail 10 web",
 		Args:    wants(1, 1, "NAME"),
 		RunE: func(_ *cobra.Command, args []string) error {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -97,6 +98,9 @@ func (a *app) runForeground(o control.ContainerOptions, interactive bool) error 
 	spec.Stdout, spec.Stderr = a.out, a.err
 	if interactive {
 		spec.Stdin = a.in
+	}
+	if spec.TTY {
+		spec.Log = filepath.Join(m.ContainerDir(c.ID), logName)
 	}
 	spec.Ready = func(pid int) error { return m.Started(c.ID, pid, os.Getpid()) }
 	p, err := process.Start(spec)

@@ -220,25 +220,36 @@ func TestTerminal(t *testing.T) {
 	require.Equal(t, before, after)
 }
 
+// In its log too, if it has one; one that cannot be written takes nothing from the terminal.
 func TestTerminalOutputIsWhole(t *testing.T) {
-	r, w, err := os.Pipe()
-	require.NoError(t, err)
-	p, err := Start(Spec{Args: sh("seq 1 20000"), Env: env, TTY: true})
-	require.NoError(t, err)
-	restore, err := p.Attach(nil, w)
-	require.NoError(t, err)
-	defer restore()
-	got := make(chan string)
-	go func() {
-		data, _ := io.ReadAll(r)
-		got <- string(data)
-	}()
-	_, err = p.Wait()
-	require.NoError(t, err)
-	w.Close()
-	text := <-got
-	require.True(t, strings.HasSuffix(text, "\n20000\r\n"), text[max(0, len(text)-40):])
-	require.Equal(t, 20000, strings.Count(text, "\n"))
+	for _, log := range []string{"", t.TempDir() + "/log", "/dev/full"} {
+		r, w, err := os.Pipe()
+		require.NoError(t, err)
+		p, err := Start(Spec{Args: sh("seq 1 20000"), Env: env, TTY: true, Log: log})
+		require.NoError(t, err)
+		restore, err := p.Attach(nil, w)
+		require.NoError(t, err)
+		got := make(chan string)
+		go func() {
+			data, _ := io.ReadAll(r)
+			got <- string(data)
+		}()
+		_, err = p.Wait()
+		require.NoError(t, err)
+		restore()
+		w.Close()
+		text := <-got
+		r.Close()
+		require.True(t, strings.HasSuffix(text, "\n20000\r\n"), text[max(0, len(text)-40):])
+		require.Equal(t, 20000, strings.Count(text, "\n"))
+		if strings.HasSuffix(log, "/log") {
+			data, err := os.ReadFile(log)
+			require.NoError(t, err)
+			require.Equal(t, text, string(data))
+		}
+	}
+	_, err := Start(Spec{Args: sh("exit"), Env: env, TTY: true, Log: "/no/such/log"})
+	require.ErrorContains(t, err, "log: open /no/such/log")
 }
 
 func TestSignalsAreForwarded(t *testing.T) {

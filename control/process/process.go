@@ -71,6 +71,7 @@ type Spec struct {
 
 	// Log is a file that the command's output is appended to through descriptors
 	// of its own, in place of Stdout and Stderr: it goes on when every other process dies.
+	// With TTY it gets what the terminal shows, from Process.Attach.
 	Log string
 
 	// TTY gives the command a new terminal, in place of Stdin, Stdout and Stderr,
@@ -102,6 +103,7 @@ type Process struct {
 	cmd   *exec.Cmd
 	mount *os.File      // mount namespace of its own, or nil
 	tty   *os.File      // our end of its terminal, or nil
+	log   *os.File      // what the terminal shows, for later, or nil
 	drain chan struct{} // closed when the terminal has been read to its end; nil without Attach
 
 	unfollow func() // ends Attach's following of the window's size, or nil
@@ -226,8 +228,16 @@ func (s *Spec) descriptors(open *closers) ([]*os.File, *stage, error) {
 
 func (p *Process) stdio(s *Spec, open *closers) error {
 	if s.TTY {
+		if s.Log != "" {
+			log, err := openLog(s.Log)
+			if err != nil {
+				return err
+			}
+			p.log = log
+		}
 		master, slave, err := pty.Open()
 		if err != nil {
+			p.closeTTY()
 			return fmt.Errorf("terminal: %w", err)
 		}
 		open.add(slave)
@@ -254,9 +264,9 @@ func (p *Process) stdio(s *Spec, open *closers) error {
 		p.cmd.Stdin = in
 	}
 	if s.Log != "" {
-		log, err := os.OpenFile(s.Log, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		log, err := openLog(s.Log)
 		if err != nil {
-			return fmt.Errorf("log: %w", err)
+			return err
 		}
 		open.add(log)
 		p.cmd.Stdout, p.cmd.Stderr = log, log
@@ -269,6 +279,14 @@ func (p *Process) stdio(s *Spec, open *closers) error {
 		p.cmd.Stderr = s.Stderr
 	}
 	return nil
+}
+
+func openLog(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	return f, nil
 }
 
 // endlessInput is a pipe whose one descriptor is both of its ends, so that no
@@ -365,6 +383,9 @@ func (p *Process) closeTTY() {
 	}
 	if p.tty != nil {
 		p.tty.Close()
+	}
+	if p.log != nil {
+		p.log.Close()
 	}
 }
 

@@ -277,6 +277,7 @@ func TestLeavesNoDescriptors(t *testing.T) {
 		require.NoError(t, err)
 		return len(d)
 	}
+	log := t.TempDir() + "/log"
 	one := func() {
 		p, err := Start(Spec{Args: sh("exit 1"), Env: env, NewMount: true, NewUTS: true, Netns: "/proc/self/ns/net"})
 		require.NoError(t, err)
@@ -284,7 +285,7 @@ func TestLeavesNoDescriptors(t *testing.T) {
 		require.NoError(t, err)
 		_, err = Start(Spec{Args: []string{"/no/such"}, Env: env, NewMount: true})
 		require.Error(t, err)
-		p, err = Start(Spec{Args: sh("exit 1"), Env: env, TTY: true})
+		p, err = Start(Spec{Args: sh("exit 1"), Env: env, TTY: true, Log: log})
 		require.NoError(t, err)
 		_, err = p.Wait()
 		require.NoError(t, err)

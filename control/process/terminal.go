@@ -14,7 +14,7 @@ import (
 
 // Attach joins the terminal of a command that was started with TTY to the
 // caller's: what comes from in (nil: nothing) is typed there, what the command
-// writes goes to out. If in is a terminal it is put into raw mode, and its
+// writes goes to out and to Spec.Log. If in is a terminal it is put into raw mode, and its
 // window's size followed; restore undoes that and must be called before the caller ends.
 func (p *Process) Attach(in, out *os.File) (restore func(), err error) {
 	restore = func() {}
@@ -36,10 +36,23 @@ func (p *Process) Attach(in, out *os.File) (restore func(), err error) {
 	}
 	p.drain = make(chan struct{})
 	go func() {
-		io.Copy(out, p.tty)
+		io.Copy(&shown{out: out, log: p.log}, p.tty)
 		close(p.drain)
 	}()
 	return restore, nil
+}
+
+// shown is where a terminal's output goes. A log that cannot be written any more
+// keeps nothing from the user.
+type shown struct{ out, log *os.File }
+
+func (s *shown) Write(b []byte) (int, error) {
+	if s.log != nil {
+		if _, err := s.log.Write(b); err != nil {
+			s.log = nil
+		}
+	}
+	return s.out.Write(b)
 }
 
 // follow gives the command's terminal the size of another until unfollow.
