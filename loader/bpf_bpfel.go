@@ -474,7 +474,17 @@ type BPFScratch struct {
 		Family uint8
 		Pad    [2]uint8
 	}
-	_        [4]byte
+	Ended struct {
+		_      structs.HostLayout
+		Saddr  BPFAddr
+		Daddr  BPFAddr
+		Sport  uint16
+		Dport  uint16
+		Zone   uint32
+		Proto  uint8
+		Family uint8
+		Pad    [2]uint8
+	}
 	Flow     BPFFlow
 	Reply    BPFFlow
 	Endpoint uint32

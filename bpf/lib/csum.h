@@ -50,6 +50,6 @@ struct sk_buff {
 	__u8 ip_summed:2;
 } __attribute__((preserve_access_index));
 
-void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
+void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
 
 #endif

@@ -168,13 +168,15 @@ static __noinline bool quota_left(__u32 owner)
 /* Seals both directions and enters them. The reply's tuple must be final. */
 __noinline int enter(struct scratch *s, __u32 owner)
 {
+	/* s again: before 6.2 a map takes no value from a global function's argument. */
+	struct scratch *same = scratch();
 	struct flow *f, *r;
 	long err;
 
-	if (!s)
+	if (!s || !same)
 		return REASON_ERROR;
-	f = &s->flow;
-	r = &s->reply;
+	f = &same->flow;
+	r = &same->reply;
 	if (!(f->flags & FLOW_OPTIONAL) && owner && !quota_left(owner))
 		return REASON_QUOTA;
 	f->owner = r->owner = owner;
@@ -184,7 +186,7 @@ __noinline int enter(struct scratch *s, __u32 owner)
 	twin_of(&s->twin, &s->tuple, f);
 	seal(f, &s->tuple);
 	seal(r, &s->twin);
-	err = flow_reserve(s);
+	err = flow_reserve(same);
 	if (err)
 		return err == -17 ? REASON_NO_PORT : REASON_TABLE_FULL;
 	if (put_half_open(&s->tuple, f, BPF_NOEXIST)) {
@@ -340,15 +342,13 @@ static long try_port(__u32 n, struct port_search *search)
 	twin_of(&s->twin, &s->tuple, &s->flow);
 	other = find(&s->twin);
 	if (other) {
-		struct tuple t = s->twin, twin;
-
 		/* Free if it has timed out; or if both sides have closed it, and every
 		 * other port of the pool was used since. */
 		if ((other->flags & FLOW_LISTED) ||
 		    (!flow_idle(other, now()) &&
 		     (search->world || n < PORT_TRIES || other->state != FLOW_CLOSING)))
 			return 0;
-		flow_end(&t, other, &twin);
+		flow_end(&s->twin, other, &s->ended);
 	}
 	if (search->world && host_socket(search->skb, &s->twin))
 		return 0;

@@ -23,9 +23,14 @@
 
 static __always_inline __u8 ip_summed(struct __sk_buff *skb)
 {
-	struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
+	if (bpf_cast_to_kern_ctx) {
+		struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
 
-	return BPF_CORE_READ_BITFIELD(kernel, ip_summed);
+		return BPF_CORE_READ_BITFIELD(kernel, ip_summed);
+	}
+	/* Before 6.2. The verifier translates accesses to the context, not the
+	 * pointer: a helper that takes any address gets the kernel's sk_buff. */
+	return BPF_CORE_READ_BITFIELD_PROBED((struct sk_buff *)skb, ip_summed);
 }
 
 /* Is the packet too long for the way out? A GSO packet counts as its segments. */
@@ -181,19 +186,18 @@ static __always_inline int send_headless(struct __sk_buff *skb, const struct flo
 	return bpf_redirect_peer(f->ifindex, 0);
 }
 
-/* [::1] to an IPv4-only container and back: the packet changes its family.
- * Checksums: RFC 7915 section 4.4 and 5.4; the pseudo header's length and
- * protocol words are equal in both families. */
-static __noinline int deliver_other_family(struct __sk_buff *skb, struct flow *f, __u32 proto)
+/* [::1] to an IPv4-only container and back: the packet changes its family, and
+ * can be sent. Not 0: it was dropped. Checksums: RFC 7915 section 4.4 and 5.4; the
+ * pseudo header's length and protocol words are equal in both families. Every word
+ * on this stack counts: it is the deepest of all, and 6.1 rounds frames up to 32. */
+static __noinline int change_family(struct __sk_buff *skb, struct flow *f, __u32 proto)
 {
-	struct ethhdr eth;
 	union {
 		struct iphdr v4;
 		struct ipv6hdr v6;
 	} ip;
 	__u32 to4 = f->flags & FLOW_TO_IPV4, len, l4;
-	__be16 ports[2] = { f->sport, f->dport }, was[2], field;
-	void *data, *end;
+	__be16 was[2], field;
 	__u64 udp = proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 
 	l4 = to4 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
@@ -214,9 +218,10 @@ static __noinline int deliver_other_family(struct __sk_buff *skb, struct flow *f
 	__builtin_memset(&ip, 0, sizeof(ip));
 	if (bpf_skb_change_proto(skb, to4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6), 0))
 		return drop(skb, REASON_ERROR);
-	__builtin_memcpy(&eth, f->macs, 12);
+	field = to4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+	if (bpf_skb_store_bytes(skb, ETH_HLEN - 2, &field, 2, 0))
+		return drop(skb, REASON_ERROR);
 	if (to4) {
-		eth.proto = bpf_htons(ETH_P_IP);
 		ip.v4.version_ihl = 0x45;
 		ip.v4.ttl = 64;
 		ip.v4.frag_off = bpf_htons(0x4000);
@@ -225,37 +230,32 @@ static __noinline int deliver_other_family(struct __sk_buff *skb, struct flow *f
 		ip.v4.saddr = f->saddr.w[3];
 		ip.v4.daddr = f->daddr.w[3];
 		ip.v4.check = ~csum_fold(bpf_csum_diff(0, 0, (__be32 *)&ip.v4, sizeof(ip.v4), 0));
-		if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0) ||
-		    bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip.v4), 0))
+		if (bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip.v4), 0))
 			return drop(skb, REASON_ERROR);
 		l4 = ETH_HLEN + sizeof(struct iphdr);
 	} else {
-		eth.proto = bpf_htons(ETH_P_IPV6);
 		ip.v6.version_class_flow = bpf_htonl(0x60000000);
 		ip.v6.payload_len = bpf_htons(len - sizeof(struct iphdr));
 		ip.v6.nexthdr = proto;
 		ip.v6.hop_limit = 64;
 		ip.v6.saddr = f->saddr;
 		ip.v6.daddr = f->daddr;
-		if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0) ||
-		    bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip.v6), 0))
+		if (bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip.v6), 0))
 			return drop(skb, REASON_ERROR);
 		l4 = ETH_HLEN + sizeof(struct ipv6hdr);
 	}
 	__u32 check = l4 + (proto == IPPROTO_TCP ? 16 : 6);
 
 	bpf_l4_csum_replace(skb, check, 0, f->addr_delta, BPF_F_PSEUDO_HDR | udp);
-	if (was[0] != ports[0])
-		bpf_l4_csum_replace(skb, check, was[0], ports[0], 2 | udp);
-	if (was[1] != ports[1])
-		bpf_l4_csum_replace(skb, check, was[1], ports[1], 2 | udp);
-	if (bpf_skb_store_bytes(skb, l4, ports, 4, 0))
+	if (was[0] != f->sport)
+		bpf_l4_csum_replace(skb, check, was[0], f->sport, 2 | udp);
+	if (was[1] != f->dport)
+		bpf_l4_csum_replace(skb, check, was[1], f->dport, 2 | udp);
+	was[0] = f->sport;
+	was[1] = f->dport;
+	if (bpf_skb_store_bytes(skb, l4, was, 4, 0))
 		return drop(skb, REASON_ERROR);
-	data = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	if (data + ETH_HLEN > end)
-		return drop(skb, REASON_ERROR);
-	return send(skb, data, f, to4 ? 4 : 6);
+	return 0;
 }
 
 /* Sends a packet on its way that has been rewritten by offset. */
@@ -278,6 +278,7 @@ static __noinline int deliver(struct __sk_buff *skb, struct flow *f, const struc
 	__u32 l2 = p->l2 ? ETH_HLEN : 0, l4 = p->l4, family = p->family;
 	__u8 proto = p->proto;
 	void *data, *end;
+	int verdict;
 
 	if (f->verdict == VERDICT_STACK)
 		return PASS;
@@ -285,7 +286,13 @@ static __noinline int deliver(struct __sk_buff *skb, struct flow *f, const struc
 		/* Options, extension headers and fragments have no counterpart. */
 		if (!l2 || l4 != ETH_HLEN + (family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)))
 			return drop(skb, REASON_UNSUPPORTED);
-		return deliver_other_family(skb, f, proto);
+		verdict = change_family(skb, f, proto);
+		if (verdict)
+			return verdict;
+		data = (void *)(long)skb->data;
+		if (data + ETH_HLEN > (void *)(long)skb->data_end)
+			return drop(skb, REASON_ERROR);
+		return send(skb, data, f, f->flags & FLOW_TO_IPV4 ? 4 : 6);
 	}
 	if (l4 > 255)
 		return drop(skb, REASON_UNSUPPORTED);

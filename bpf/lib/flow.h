@@ -20,6 +20,7 @@ struct scratch {
 	struct packet packet;
 	struct tuple tuple;		/* of packet */
 	struct tuple twin;		/* of the other direction */
+	struct tuple ended;		/* of a flow whose port is taken; the stack is full there */
 	struct flow flow;		/* being made */
 	struct flow reply;
 	__u32 endpoint;			/* the sending container, or 0 */
