@@ -102,7 +102,7 @@ static __noinline int decide_world(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 number = s->network;
 	struct network *n = bpf_map_lookup_elem(&networks, &number);
-	struct route *route = route_to(&s->packet.daddr);
+	struct route *route = route_to(s->endpoint, &s->packet.daddr);
 
 	if (!n)
 		return REASON_UNKNOWN_ENDPOINT;

@@ -21,7 +21,7 @@ static __noinline int decide_routed_in(struct scratch *s, __u32 network)
 	struct packet *p = &s->packet;
 	struct network *n = bpf_map_lookup_elem(&networks, &network);
 	__u32 id = endpoint_of(network, &p->daddr), rule = 0;
-	struct route *route = route_to(&p->saddr);
+	struct route *route = route_to(id, &p->saddr);
 	struct rule *r;
 	int err;
 
@@ -66,7 +66,7 @@ static __noinline int decide_published_in(struct __sk_buff *skb, struct scratch 
 	err = aim_publication(s, rule, p->family, VERDICT_PEER);
 	if (err)
 		return err;
-	route = route_to(&p->saddr);
+	route = route_to(s->flow.dst.id, &p->saddr);
 	if (!route)
 		return REASON_NO_ROUTE;
 	aim_uplink(&s->reply, route, &p->saddr);

@@ -32,6 +32,14 @@ static __always_inline void tuple_of_slot(struct tuple *t, const struct slot *sl
 	t->pad[0] = t->pad[1] = 0;
 }
 
+/* A flow that has no way now may have one again. */
+static __always_inline bool flow_lives(struct flow *f)
+{
+	int err = flow_stale(f, clock());
+
+	return !err || err == REASON_NO_ROUTE;
+}
+
 struct walk {
 	__u32 cursor;
 	__u32 size;
@@ -63,7 +71,8 @@ __noinline int sweep_one(__u32 index, __u32 tick)
 	}
 	twin_of(&twin, &t, f);
 	other = find_established(&twin);
-	if (references_current(f) && (!flow_idle(f, tick) || (other && !flow_idle(other, tick))))
+	if (flow_lives(f) && (!other || flow_lives(other)) &&
+	    (!flow_idle(f, tick) || (other && !flow_idle(other, tick))))
 		return 0;
 	flow_unlist(&t, f, &twin);
 	count(COUNTER_FLOW_EXPIRED);

@@ -14,11 +14,9 @@ static __noinline int to_uplink_slow(struct __sk_buff *skb, __u32 l2)
 
 	if (!s || !s->packet.family)
 		return PASS;
-	if (skb->ingress_ifindex) {
-		if (network_of(&s->packet.saddr) && !host_addr(&s->packet.saddr))
-			return drop(skb, REASON_BYPASS);
-		return PASS;
-	}
+	/* What the kernel forwards for others in the host's name is as the host's own. */
+	if (skb->ingress_ifindex && !host_addr(&s->packet.saddr))
+		return network_of(&s->packet.saddr) ? drop(skb, REASON_BYPASS) : PASS;
 	if (s->packet.kind == PACKET_FRAGMENT && !s->packet.frag_off)
 		s->packet.kind = s->packet.whole;
 	if (!err && s->packet.kind == PACKET_FLOW && s->packet.proto != IPPROTO_TCP)

@@ -156,15 +156,16 @@ func (o *op) refreshAddrs() error {
 	if err != nil {
 		return err
 	}
-	changed, err := t.HostAddresses.Replace(want)
-	if changed > 0 {
-		o.undo.add("host addresses", func() error {
-			_, err := t.HostAddresses.Replace(old)
-			return err
-		})
-		o.did("host addresses: %d changes", changed)
+	changed, err := t.HostAddresses.Replace(want, nil)
+	if err != nil || changed == 0 {
+		return err
 	}
-	return err
+	o.undo.add("host addresses", func() error {
+		_, err := t.HostAddresses.Replace(old, nil)
+		return err
+	})
+	o.did("host addresses: %d changes", changed)
+	return t.Routes.Changed()
 }
 
 // refreshRoutes tells the programs the host's routes by way of uplinks.
@@ -185,15 +186,16 @@ func (o *op) refreshRoutes(isUplink map[int]bool) error {
 		}
 		for _, r := range routes {
 			if isUplink[r.Ifindex] {
-				want = append(want, maps.Route{Prefix: r.Dst, Ifindex: r.Ifindex, MTU: max(68, min(r.MTU, 65535)), NextHop: r.Gateway, Source: r.Source})
+				want = append(want, maps.Route{Prefix: r.Dst, Hops: []maps.Hop{{Ifindex: r.Ifindex, MTU: max(68, min(r.MTU, 65535)), NextHop: r.Gateway, Source: r.Source}}})
 			}
 		}
 	}
-	changed, err := t.Routes.Replace(want)
-	if changed > 0 {
-		o.did("routes: %d changes", changed)
+	changed, err := t.Routes.Replace(want, nil)
+	if err != nil || changed == 0 {
+		return err
 	}
-	return err
+	o.did("routes: %d changes", changed)
+	return t.Routes.Changed()
 }
 
 // Settings that nobody has asked to change yet.

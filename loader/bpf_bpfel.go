@@ -255,6 +255,7 @@ const (
 	BPFLimitsMAX_HALF_OPEN   BPFLimits = 65536
 	BPFLimitsMAX_MEMBERS     BPFLimits = 1024
 	BPFLimitsMAX_PORT_RANGES BPFLimits = 8
+	BPFLimitsMAX_HOPS        BPFLimits = 16
 	BPFLimitsPORTS           BPFLimits = 65536
 	BPFLimitsRULE_HOST_PORTS BPFLimits = 131071
 )
@@ -391,9 +392,16 @@ type BPFRoute struct {
 	_       structs.HostLayout
 	Ifindex uint32
 	Mtu     uint16
-	Pad     uint16
+	Hops    uint16
 	Nexthop BPFAddr
 	Source  BPFAddr
+}
+
+type BPFRouteKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Table     uint32
+	Addr      BPFAddr
 }
 
 type BPFRule struct {
@@ -581,6 +589,7 @@ const (
 	BPFMapPorts4              = "ports4"
 	BPFMapPorts6              = "ports6"
 	BPFMapPortsAddr           = "ports_addr"
+	BPFMapRouteTables         = "route_tables"
 	BPFMapRoutes              = "routes"
 	BPFMapRules               = "rules"
 	BPFMapScratches           = "scratches"
@@ -705,6 +714,7 @@ type BPFMapSpecs struct {
 	Ports4          *ebpf.MapSpec `ebpf:"ports4"`
 	Ports6          *ebpf.MapSpec `ebpf:"ports6"`
 	PortsAddr       *ebpf.MapSpec `ebpf:"ports_addr"`
+	RouteTables     *ebpf.MapSpec `ebpf:"route_tables"`
 	Routes          *ebpf.MapSpec `ebpf:"routes"`
 	Rules           *ebpf.MapSpec `ebpf:"rules"`
 	Scratches       *ebpf.MapSpec `ebpf:"scratches"`
@@ -781,6 +791,7 @@ type BPFMaps struct {
 	Ports4          *ebpf.Map `ebpf:"ports4"`
 	Ports6          *ebpf.Map `ebpf:"ports6"`
 	PortsAddr       *ebpf.Map `ebpf:"ports_addr"`
+	RouteTables     *ebpf.Map `ebpf:"route_tables"`
 	Routes          *ebpf.Map `ebpf:"routes"`
 	Rules           *ebpf.Map `ebpf:"rules"`
 	Scratches       *ebpf.Map `ebpf:"scratches"`
@@ -817,6 +828,7 @@ func (m *BPFMaps) Close() error {
 		m.Ports4,
 		m.Ports6,
 		m.PortsAddr,
+		m.RouteTables,
 		m.Routes,
 		m.Rules,
 		m.Scratches,

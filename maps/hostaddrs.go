@@ -15,8 +15,10 @@ type HostAddresses struct {
 }
 
 // Replace makes the table hold exactly these addresses, with the ifindex of the
-// device that each is on, and says how many entries it changed.
-func (h *HostAddresses) Replace(addrs map[netip.Addr]int) (changed int, err error) {
+// device that each is on, and says how many entries it changed. First it adds what is
+// new, then it calls between (nil: nothing), then it removes what is stale.
+// Routes.Changed makes flows obey.
+func (h *HostAddresses) Replace(addrs map[netip.Addr]int, between func() error) (changed int, err error) {
 	want := make(map[loader.BPFAddr]uint32, len(addrs))
 	for a, ifindex := range addrs {
 		if !a.IsValid() || a.IsUnspecified() || ifindex <= 0 {
@@ -24,7 +26,7 @@ func (h *HostAddresses) Replace(addrs map[netip.Addr]int) (changed int, err erro
 		}
 		want[toAddr(a)] = uint32(ifindex)
 	}
-	return replace(h.table, want)
+	return replace(h.table, want, between)
 }
 
 // List is all addresses with their devices.

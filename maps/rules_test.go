@@ -135,7 +135,7 @@ func TestHostAddresses(t *testing.T) {
 	h := newTables(t).HostAddresses
 	replace := func(changed int, want map[netip.Addr]int) {
 		t.Helper()
-		n, err := h.Replace(want)
+		n, err := h.Replace(want, nil)
 		require.NoError(t, err)
 		require.Equal(t, changed, n)
 		have, err := h.List()
@@ -148,60 +148,95 @@ func TestHostAddresses(t *testing.T) {
 	replace(3, map[netip.Addr]int{ip("127.0.0.1"): 1, ip("::1"): 1, ip("192.0.2.1"): 3, ip("192.0.2.2"): 3})
 	replace(4, map[netip.Addr]int{})
 	for _, bad := range []map[netip.Addr]int{{{}: 1}, {ip("0.0.0.0"): 1}, {ip("10.0.0.1"): 0}} {
-		_, err := h.Replace(bad)
+		_, err := h.Replace(bad, nil)
 		require.Error(t, err)
 	}
 }
 
 func TestRoutes(t *testing.T) {
 	r := newTables(t).Routes
-	def := Route{Prefix: prefix("0.0.0.0/0"), Ifindex: 2, MTU: 1500, NextHop: ip("192.0.2.254"), Source: ip("192.0.2.1")}
-	def6 := Route{Prefix: prefix("::/0"), Ifindex: 2, MTU: 1500, NextHop: ip("fe80::1"), Source: ip("2001:db8::1")}
-	lan := Route{Prefix: prefix("192.0.2.0/24"), Ifindex: 3, MTU: 9000, Source: ip("192.0.2.1")}
-	n, err := r.Replace([]Route{def, def6, lan})
-	require.NoError(t, err)
-	require.Equal(t, 2+96, n)
-	list, err := r.List()
-	require.NoError(t, err)
-	require.ElementsMatch(t, []Route{def, def6, lan}, list)
-	lookup := func(a string, want Route) {
+	replaced := func(routes ...Route) int {
 		t.Helper()
-		got, ok, err := r.Lookup(ip(a))
+		n, err := r.Replace(routes, nil)
 		require.NoError(t, err)
-		require.True(t, ok)
-		want.Prefix = netip.Prefix{}
+		return n
+	}
+	listed := func(routes ...Route) {
+		t.Helper()
+		list, err := r.List()
+		require.NoError(t, err)
+		require.Equal(t, routes, list)
+	}
+	def := Route{Prefix: prefix("0.0.0.0/0"), Hops: []Hop{{Ifindex: 2, MTU: 1500, NextHop: ip("192.0.2.254"), Source: ip("192.0.2.1")}}}
+	def6 := Route{Prefix: prefix("::/0"), Hops: []Hop{{Ifindex: 2, MTU: 1500, NextHop: ip("fe80::1"), Source: ip("2001:db8::1")}}}
+	lan := Route{Prefix: prefix("192.0.2.0/24"), Hops: []Hop{{Ifindex: 3, MTU: 9000, Source: ip("192.0.2.1")}}}
+	require.Equal(t, 2+96, replaced(def, def6, lan))
+	listed(def, lan, def6)
+	lookup := func(number uint32, a string, want ...Hop) {
+		t.Helper()
+		got, ok, err := r.Lookup(number, ip(a))
+		require.NoError(t, err)
+		require.Equal(t, len(want) > 0, ok)
 		require.Equal(t, want, got)
 	}
-	lookup("192.0.2.7", lan)
-	lookup("198.51.100.7", def)
-	lookup("2001:db8::7", def6)
-	lan.MTU = 1400
-	n, err = r.Replace([]Route{def6, lan})
-	require.NoError(t, err)
-	require.Equal(t, 2, n)
-	lookup("192.0.2.7", lan)
-	_, ok, err := r.Lookup(ip("198.51.100.7"))
-	require.NoError(t, err)
-	require.False(t, ok, "IPv4 takes the IPv6 default route")
-	lookup("2001:db8::7", def6)
-	n, err = r.Replace([]Route{def6, lan})
-	require.NoError(t, err)
-	require.Zero(t, n)
-	list, err = r.List()
-	require.NoError(t, err)
-	require.Equal(t, []Route{lan, def6}, list)
+	lookup(0, "192.0.2.7", lan.Hops...)
+	lookup(0, "198.51.100.7", def.Hops...)
+	lookup(0, "2001:db8::7", def6.Hops...)
+	lan.Hops = []Hop{{Ifindex: 3, MTU: 1400, Source: ip("192.0.2.1")}}
+	require.Equal(t, 2, replaced(def6, lan))
+	lookup(0, "192.0.2.7", lan.Hops...)
+	lookup(0, "198.51.100.7") // the IPv6 default route is none of IPv4's
+	lookup(0, "2001:db8::7", def6.Hops...)
+	require.Zero(t, replaced(def6, lan))
+	listed(lan, def6)
 
-	six := Route{Prefix: prefix("2000::/3"), Ifindex: 9, MTU: 1500}
-	_, err = r.Replace([]Route{six, def6})
-	require.NoError(t, err)
-	lookup("2001:db8::7", six)
-	lookup("fd00::7", def6)
-	_, err = r.Replace([]Route{def6})
-	require.NoError(t, err)
-	lookup("2001:db8::7", def6)
+	six := Route{Prefix: prefix("2000::/3"), Hops: []Hop{{Ifindex: 9, MTU: 1500}}}
+	replaced(six, def6)
+	lookup(0, "2001:db8::7", six.Hops...)
+	lookup(0, "fd00::7", def6.Hops...)
+	replaced(def6)
+	lookup(0, "2001:db8::7", def6.Hops...)
 
-	for _, bad := range [][]Route{{{Prefix: prefix("0.0.0.0/0"), MTU: 1500}}, {def, def}, {{Ifindex: 1, MTU: 1500}}, {{Prefix: prefix("0.0.0.0/0"), Ifindex: 1}}} {
-		_, err = r.Replace(bad)
+	for _, bad := range [][]Route{
+		{{Prefix: prefix("0.0.0.0/0"), Hops: []Hop{{MTU: 1500}}}}, {def, def}, {{Hops: def.Hops}},
+		{{Prefix: prefix("0.0.0.0/0"), Hops: []Hop{{Ifindex: 1}}}}, {{Table: HopTables, Prefix: prefix("0.0.0.0/0")}},
+		{{Prefix: prefix("0.0.0.0/0"), Hops: make([]Hop, MaxHops+1)}},
+	} {
+		_, err := r.Replace(bad, nil)
 		require.Error(t, err)
 	}
+
+	// A prefix without a way hides the shorter ones; tables do not see each other.
+	hole, other := Route{Prefix: prefix("10.0.0.0/8")}, Route{Table: 7, Prefix: prefix("0.0.0.0/0"), Hops: lan.Hops}
+	replaced(def, hole, other)
+	listed(def, hole, other)
+	lookup(0, "10.1.2.3")
+	lookup(7, "10.1.2.3", lan.Hops...)
+	lookup(8, "10.1.2.3")
+
+	// Several hops: those of equal routes are kept once, and change as one.
+	both := []Hop{def.Hops[0], lan.Hops[0]}
+	many := []Route{{Prefix: def.Prefix, Hops: both}, {Prefix: hole.Prefix, Hops: both}, {Table: 7, Prefix: def.Prefix, Hops: both}}
+	replaced(many...)
+	listed(many...)
+	lookup(7, "192.0.2.1", both...)
+	n, err := r.table.count()
+	require.NoError(t, err)
+	require.Equal(t, 3+2, n)
+	require.Zero(t, replaced(many...))
+	// Longer and shorter lists that begin alike are told apart.
+	many[1].Hops = append(both, both[0])
+	replaced(many...)
+	listed(many...)
+	called := false
+	n, err = r.Replace(nil, func() error { called = true; return nil })
+	require.NoError(t, err)
+	require.Equal(t, 3+2+3, n)
+	require.True(t, called)
+	require.NoError(t, r.SetTable(3, 7))
+	require.NoError(t, r.SetTable(4, 0))
+	require.Error(t, r.SetTable(0, 7))
+	used, err := r.Tables()
+	require.NoError(t, err)
+	require.Equal(t, map[uint32]uint32{3: 7}, used)
 }

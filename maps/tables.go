@@ -70,9 +70,13 @@ func New(src Source) *Tables {
 		Links:         &Links{table[loader.BPFLinkKey, uint32]{src, loader.BPFMapLinks}},
 		Devices:       devices,
 		HostAddresses: &HostAddresses{table[loader.BPFAddr, uint32]{src, loader.BPFMapHostAddrs}},
-		Routes:        &Routes{table[loader.BPFPrefix, loader.BPFRoute]{src, loader.BPFMapRoutes}},
-		Settings:      &Settings{src, table[uint32, loader.BPFConfig]{src, loader.BPFMapSettings}},
-		Flows:         newFlows(src),
+		Routes: &Routes{
+			table:  table[loader.BPFRouteKey, loader.BPFRoute]{src, loader.BPFMapRoutes},
+			tables: table[uint32, uint32]{src, loader.BPFMapRouteTables},
+			epoch:  epoch{src},
+		},
+		Settings: &Settings{src, table[uint32, loader.BPFConfig]{src, loader.BPFMapSettings}},
+		Flows:    newFlows(src),
 		Counters: &Counters{
 			counters: table[uint32, uint64]{src, loader.BPFMapCounters},
 			drops:    table[loader.BPFDropKey, uint64]{src, loader.BPFMapDrops},
@@ -182,8 +186,8 @@ func (t table[K, V]) count() (n int, err error) {
 }
 
 // replace makes the map hold exactly want: first what is new, then what is
-// stale, so that what stays is never missed.
-func replace[K comparable, V comparable](t table[K, V], want map[K]V) (changed int, err error) {
+// stale, so that what stays is never missed. It calls between, if not nil, in between.
+func replace[K comparable, V comparable](t table[K, V], want map[K]V, between func() error) (changed int, err error) {
 	m, err := t.open()
 	if err != nil {
 		return 0, err
@@ -203,6 +207,11 @@ func replace[K comparable, V comparable](t table[K, V], want map[K]V) (changed i
 			return changed, err
 		}
 		changed++
+	}
+	if between != nil {
+		if err := between(); err != nil {
+			return changed, err
+		}
 	}
 	for k := range have {
 		if _, ok := want[k]; ok {

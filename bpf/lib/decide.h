@@ -13,26 +13,12 @@
 #define PORT_TRIES 16			/* random ports, then all in turn, */
 #define PORT_PROBES 1024		/* of which so many are looked up among the flows */
 
-static __always_inline __u32 host_addr(const struct addr *a)
-{
-	__u32 *ifindex = bpf_map_lookup_elem(&host_addrs, a);
-
-	return ifindex ? *ifindex : 0;
-}
-
 static __always_inline __u32 network_of(const struct addr *a)
 {
 	struct prefix key = { .prefixlen = 128, .addr = *a };
 	__u32 *id = bpf_map_lookup_elem(&subnets, &key);
 
 	return id ? *id : 0;
-}
-
-static __always_inline struct route *route_to(const struct addr *a)
-{
-	struct prefix key = { .prefixlen = 128, .addr = *a };
-
-	return bpf_map_lookup_elem(&routes, &key);
 }
 
 static __always_inline __u32 endpoint_of(__u32 network, const struct addr *a)

@@ -29,7 +29,7 @@ static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *et
 	struct clock *c = clock();
 	__u32 tick = c ? c->tick : 0;
 
-	if (!flow_current(f, c) || flow_idle(f, tick) || f->state != FLOW_ESTABLISHED)
+	if (flow_stale(f, c) || flow_idle(f, tick) || f->state != FLOW_ESTABLISHED)
 		return false;
 	if (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6))
 		return false;

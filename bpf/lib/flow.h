@@ -14,6 +14,7 @@
 #include "maps.h"
 #include "packet.h"
 #include "count.h"
+#include "route.h"
 
 /* What a slow path works on. One per CPU: TC programs run with bottom halves off. */
 struct scratch {
@@ -227,32 +228,40 @@ static __always_inline bool endpoint_current(const struct ref *r)
 	return e && e->gen == r->gen;
 }
 
-static __noinline bool references_current(const struct flow *f)
+/* Do the endpoints and the rule behind f still say what they said, and is its way
+ * still there? As flow_way. */
+__noinline int flow_judge(struct flow *f)
 {
-	__u32 id = f->rule.id;
 	struct rule *rule;
+	__u32 id;
 
+	if (!f)
+		return REASON_ERROR;
 	if (!endpoint_current(&f->src) || !endpoint_current(&f->dst))
-		return false;
+		return REASON_NO_FLOW;
+	id = f->rule.id;
 	rule = bpf_map_lookup_elem(&rules, &id);
-	return rule && rule->gen == f->rule.gen;
+	if (!rule || rule->gen != f->rule.gen)
+		return REASON_NO_FLOW;
+	return flow_way(f);
 }
 
-/* Do the endpoints and the rule behind f still say what they said? The epoch is
- * read before the generations, and written after them by who changes them. */
-static __always_inline bool flow_current(struct flow *f, const struct clock *c)
+/* 0 if f may go on, else as flow_judge, which is asked when the epoch has moved: it is
+ * read before what is judged by, and written after that by who changes it. */
+static __always_inline int flow_stale(struct flow *f, const struct clock *c)
 {
 	__u32 at;
+	int err;
 
 	if (!c)
-		return false;
+		return REASON_ERROR;
 	at = *(volatile __u32 *)&c->epoch;
 	if (f->epoch == at)
-		return true;
-	if (!references_current(f))
-		return false;
-	f->epoch = at;
-	return true;
+		return 0;
+	err = flow_judge(f);
+	if (!err)
+		f->epoch = at;
+	return err;
 }
 
 /* The clock may be a little behind who saw the flow last. */

@@ -367,7 +367,7 @@ __noinline int later_fragment(struct __sk_buff *skb, struct scratch *s, int earl
 	if (err == RECORDED_LAST)
 		bpf_map_delete_elem(&datagrams, &a->key.datagram);
 	f = find(&s->tuple);
-	if (!f || f->verdict == VERDICT_STACK || !flow_current(f, clock()))
+	if (!f || f->verdict == VERDICT_STACK || flow_stale(f, clock()))
 		return drop(skb, REASON_NO_FLOW);
 	return follow_first(skb, s, take(skb, s, f));
 }

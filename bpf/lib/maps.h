@@ -190,17 +190,26 @@ struct {
 	PINNED;
 } host_addrs SEC(".maps");
 
-/* The host's routes by way of uplinks, a snapshot: bpf_fib_lookup answers only
+/* The host's routes by way of uplinks, for each table, a snapshot: bpf_fib_lookup answers only
  * where the kernel forwards, and a write to ip_forward switches that off on
  * every device (net/ipv4/devinet.c, inet_forward_change). */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC_);
-	__type(key, struct prefix);
+	__type(key, struct route_key);
 	__type(value, struct route);
 	PINNED;
 } routes SEC(".maps");
+
+/* By which table of routes an endpoint's packets leave. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ENDPOINTS);
+	__type(key, __u32);
+	__type(value, __u32);
+	PINNED;
+} route_tables SEC(".maps");
 
 /* Who may use a publication that has RULE_SOURCES. */
 struct {

@@ -227,7 +227,7 @@ __noinline int related(struct __sk_buff *skb, struct scratch *s)
 	f = find(&s->tuple);
 	if (!f || f->kind == FLOW_LOCAL || f->verdict == VERDICT_STACK)
 		return MISS;
-	if (!flow_current(f, clock()) || flow_idle(f, now()))
+	if (flow_stale(f, clock()) || flow_idle(f, now()))
 		return drop(skb, REASON_NO_FLOW);
 	/* Work on a copy: the entry may go meanwhile. */
 	s->flow = *f;

@@ -73,6 +73,7 @@ __noinline int known(struct __sk_buff *skb, struct scratch *s)
 	struct flow *f, *other;
 	__u32 tick = now();
 	bool syn;
+	int err;
 
 	if (!s)
 		return DROP;
@@ -82,7 +83,10 @@ __noinline int known(struct __sk_buff *skb, struct scratch *s)
 	f = find(&s->tuple);
 	if (!f)
 		return MISS;
-	if (!flow_current(f, clock())) {
+	err = flow_stale(f, clock());
+	if (err == REASON_NO_ROUTE)
+		return drop(skb, err);
+	if (err) {
 		count(COUNTER_FLOW_STALE);
 		flow_end(&s->tuple, f, &s->twin);
 		return MISS;

@@ -24,6 +24,7 @@ enum limits {
 	MAX_HALF_OPEN = 65536,		/* half-open entries, per family */
 	MAX_MEMBERS = 1024,		/* endpoints that one broadcast reaches */
 	MAX_PORT_RANGES = 8,		/* ranges of the masquerade pool */
+	MAX_HOPS = 16,			/* of one route; a hop with weight counts several times */
 	PORTS = 65536,
 	RULE_HOST_PORTS = 131071,	/* its generation counts publications made and ended */
 };
@@ -266,10 +267,20 @@ struct source_key {
 	struct addr addr;
 };
 
+/* The host's rules may send each container another way: each result of them that
+ * differs is a table, with a number of the control plane's choice; 0 is that of a
+ * container that no rule is about. The hops of a route that has several are entries
+ * of a table of their own, with their index for an address. */
+struct route_key {
+	__u32 prefixlen;		/* 32 + that of addr */
+	__u32 table;
+	struct addr addr;
+};
+
 struct route {
-	__u32 ifindex;
+	__u32 ifindex;			/* 0: no way, and none by a shorter prefix either */
 	__u16 mtu;
-	__u16 pad;
+	__u16 hops;			/* if not 0: so many, MAX_HOPS at most, and ifindex is their table */
 	struct addr nexthop;		/* all zero: on-link */
 	struct addr source;		/* the host's address that masquerade uses */
 };

@@ -50,7 +50,7 @@ func TestFromEndpointWorld(t *testing.T) {
 		w.sub("too big", func(w *world) {
 			r := route(w.uplink, netip.Addr{}, f.host.addr)
 			r.Mtu = 1400
-			w.put(w.objs.Routes, prefix(netip.PrefixFrom(f.client.addr, f.client.addr.BitLen()).String()), r)
+			w.put(w.objs.Routes, way(0, netip.PrefixFrom(f.client.addr, f.client.addr.BitLen()).String()), r)
 			in := opening(f.p.at(50003), beyond, udp).like(func(p *packet) { p.payload = make([]byte, 1400) })
 			w.utter(epP, in, tooBig(in, f.gw, 1400))
 		})
@@ -81,7 +81,7 @@ func TestFromEndpointWorld(t *testing.T) {
 		w.sub("no route", func(w *world) {
 			// Package maps keeps IPv6's default route out of IPv4; this world's does not.
 			for _, all := range []string{"0.0.0.0/0", "::/0"} {
-				require.NoError(w.t, w.objs.Routes.Delete(prefix(all)))
+				require.NoError(w.t, w.objs.Routes.Delete(way(0, all)))
 			}
 			w.say(epP, opening(f.p.at(50005), withAddr(beyond, pick(six, remote4, remote6)), tcp), refused(loader.BPFReasonREASON_NO_ROUTE))
 		})

@@ -30,7 +30,7 @@ var (
 	group4, group6   = netip.MustParseAddr("224.0.0.251"), netip.MustParseAddr("ff02::fb")
 )
 
-func pick(six bool, a4, a6 netip.Addr) netip.Addr {
+func pick[T any](six bool, a4, a6 T) T {
 	if six {
 		return a6
 	}

@@ -97,7 +97,6 @@ func TestToUplinkRemembers(t *testing.T) {
 				p    packet
 				edit []func(*skb)
 			}{
-				{out, []func(*skb){forwardedBy(w.uplink)}},
 				{out, []func(*skb){forwardedBy(w.containers[epS].ifindex), marked(markPassed)}},
 				{out.with(func(p *packet) { p.proto, p.flags = tcp, "S" }), nil},
 				{out.with(func(p *packet) { p.proto, p.flags = tcp, "SA" }), nil},
@@ -106,6 +105,17 @@ func TestToUplinkRemembers(t *testing.T) {
 				leave(c.p, c.edit...)
 				in := opening(c.p.to, c.p.from, c.p.proto)
 				w.arrive(in, sent(w.inside(in, f.s).frame()))
+			}
+		})
+		// Another's container behind the host's address: what comes back is not ours.
+		w.sub("what the kernel masquerades", func(w *world) {
+			for _, proto := range []uint8{udp, f.icmp} {
+				p := out.with(func(p *packet) { p.to.port, p.proto = 70, proto })
+				if proto != udp {
+					p.to.port = 0
+				}
+				leave(p, forwardedBy(w.bridges[net1]))
+				w.arrive(p.answer(), passed())
 			}
 		})
 		w.sub("not from an unpublished port", func(w *world) {

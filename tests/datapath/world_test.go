@@ -106,10 +106,10 @@ func newWorld(t testing.TB) *world {
 	for _, a := range []netip.Addr{host4, host6, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")} {
 		w.put(w.objs.HostAddrs, addr(a), uint32(w.uplink))
 	}
-	w.put(w.objs.Routes, prefix("203.0.113.0/24"), route(w.uplink, netip.Addr{}, host4))
-	w.put(w.objs.Routes, prefix("0.0.0.0/0"), route(w.uplink, netip.MustParseAddr("203.0.113.254"), host4))
-	w.put(w.objs.Routes, prefix("2001:db8:113::/64"), route(w.uplink, netip.Addr{}, host6))
-	w.put(w.objs.Routes, prefix("::/0"), route(w.uplink, netip.MustParseAddr("2001:db8:113::fe"), host6))
+	w.put(w.objs.Routes, way(0, "203.0.113.0/24"), route(w.uplink, netip.Addr{}, host4))
+	w.put(w.objs.Routes, way(0, "0.0.0.0/0"), route(w.uplink, netip.MustParseAddr("203.0.113.254"), host4))
+	w.put(w.objs.Routes, way(0, "2001:db8:113::/64"), route(w.uplink, netip.Addr{}, host6))
+	w.put(w.objs.Routes, way(0, "::/0"), route(w.uplink, netip.MustParseAddr("2001:db8:113::fe"), host6))
 	w.settings(loader.BPFConfig{
 		Quota: 32768, PoolSize: 1000, PoolCount: 1, IcmpRate: 1000, Slots: 131072, SweepMs: 100,
 		Pool:     [8]loader.BPFPortRange{{First: 20000, Last: 20999}},
@@ -248,6 +248,12 @@ func prefix(s string) loader.BPFPrefix {
 		bits += 96
 	}
 	return loader.BPFPrefix{Prefixlen: uint32(bits), Addr: addr(p.Addr())}
+}
+
+// way is the key of a route in a table.
+func way(table uint32, s string) loader.BPFRouteKey {
+	p := prefix(s)
+	return loader.BPFRouteKey{Prefixlen: 32 + p.Prefixlen, Table: table, Addr: p.Addr}
 }
 
 func route(ifindex int, next, source netip.Addr) loader.BPFRoute {
