@@ -58,8 +58,12 @@ const (
 	BPFCounterCOUNTER_BIND_REFUSED     BPFCounter = 7
 	BPFCounterCOUNTER_FLOODED          BPFCounter = 8
 	BPFCounterCOUNTER_SWEEP_TICKS      BPFCounter = 9
-	BPFCounterCOUNTER_FRAGMENT_PARKED  BPFCounter = 10
-	BPFCounterCOUNTER_COUNT            BPFCounter = 11
+	BPFCounterCOUNTER_FULL_FLOWS4      BPFCounter = 10
+	BPFCounterCOUNTER_FULL_FLOWS6      BPFCounter = 11
+	BPFCounterCOUNTER_FULL_HALF4       BPFCounter = 12
+	BPFCounterCOUNTER_FULL_HALF6       BPFCounter = 13
+	BPFCounterCOUNTER_FRAGMENT_PARKED  BPFCounter = 14
+	BPFCounterCOUNTER_COUNT            BPFCounter = 15
 )
 
 type BPFCursor struct {
@@ -526,8 +530,10 @@ type BPFSweeper struct {
 	}
 	Cursor uint32
 	Fresh  uint32
-	Used   uint32
+	Used4  uint32
+	Used6  uint32
 	Armed  uint32
+	_      [4]byte
 	Last   uint64
 }
 

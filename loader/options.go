@@ -37,8 +37,8 @@ type Options struct {
 // or else what the object says; any other value that differs from what is
 // pinned is ErrLayout.
 type Sizes struct {
-	FlowTable int // established flows; each takes two entries and a slot of the sweep's list
-	HalfOpen  int // half-open entries
+	FlowTable int // established flows; each takes two entries, and a slot of the sweep's list
+	HalfOpen  int // half-open flows; each takes two entries
 }
 
 func (o Options) bpffs() string {
@@ -63,7 +63,7 @@ func (s Sizes) apply(spec *ebpf.CollectionSpec) (fixed map[string]bool) {
 		}
 	}
 	set(2*s.FlowTable, BPFMapFlows4, BPFMapFlows6)
-	set(s.FlowTable, BPFMapSlots, BPFMapFreeSlots)
-	set(s.HalfOpen, BPFMapHalf4, BPFMapHalf6)
+	set(2*s.FlowTable, BPFMapSlots, BPFMapFreeSlots) // of both families
+	set(2*s.HalfOpen, BPFMapHalf4, BPFMapHalf6)
 	return fixed
 }

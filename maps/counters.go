@@ -36,6 +36,10 @@ var counterNames = names{
 	loader.BPFCounterCOUNTER_BIND_REFUSED:     "bind_refused",
 	loader.BPFCounterCOUNTER_FLOODED:          "flooded",
 	loader.BPFCounterCOUNTER_SWEEP_TICKS:      "sweep_ticks",
+	loader.BPFCounterCOUNTER_FULL_FLOWS4:      "full_flows4",
+	loader.BPFCounterCOUNTER_FULL_FLOWS6:      "full_flows6",
+	loader.BPFCounterCOUNTER_FULL_HALF4:       "full_half4",
+	loader.BPFCounterCOUNTER_FULL_HALF6:       "full_half6",
 }
 
 // Read is every counter by its name, summed over the CPUs.

@@ -147,7 +147,8 @@ func (t *Flows) Delete(k FlowKey) error {
 
 // Sweep is the state of the sweep of expired flows.
 type Sweep struct {
-	Used  int           // established flows on its list, both families
+	Used4 int // established flows on its list, by family
+	Used6 int
 	Armed bool          // its timer runs
 	Since time.Duration // since its last tick, to about a second
 }
@@ -161,7 +162,9 @@ func (t *Flows) Sweep() (Sweep, error) {
 	if err != nil {
 		return Sweep{}, err
 	}
-	return Sweep{Used: int(w.Used), Armed: w.Armed != 0, Since: since(now, uint32(w.Last))}, nil
+	// An upgrade may count a flow out twice.
+	used := func(n uint32) int { return int(max(0, int32(n))) }
+	return Sweep{Used4: used(w.Used4), Used6: used(w.Used6), Armed: w.Armed != 0, Since: since(now, uint32(w.Last))}, nil
 }
 
 func fromFlow(k FlowKey, w loader.BPFFlow, established bool, now uint32) Flow {

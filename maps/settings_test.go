@@ -33,7 +33,7 @@ func TestSettings(t *testing.T) {
 	require.Equal(t, c, got)
 	w, _, err := s.table.get(0)
 	require.NoError(t, err)
-	require.EqualValues(t, testTable, w.Slots)
+	require.EqualValues(t, 2*testTable, w.Slots)
 	require.EqualValues(t, 32767-1024+1+65535-61000+1, w.PoolSize)
 	require.EqualValues(t, 2, w.PoolCount)
 

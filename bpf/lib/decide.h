@@ -143,12 +143,18 @@ static __always_inline int aim_uplink(struct flow *f, const struct route *r, con
 	return 0;
 }
 
-static __noinline bool quota_left(__u32 owner)
+static __noinline bool may_open(__u32 owner)
 {
 	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner);
 	struct config *c = config();
 
-	return e && c && e->flows < c->quota;
+	return e && c && quota_left(e, c);
+}
+
+static __always_inline int table_full(__u8 family)
+{
+	count(family == 4 ? COUNTER_FULL_HALF4 : COUNTER_FULL_HALF6);
+	return REASON_TABLE_FULL;
 }
 
 /* Seals both directions and enters them. The reply's tuple must be final. */
@@ -163,7 +169,7 @@ __noinline int enter(struct scratch *s, __u32 owner)
 		return REASON_ERROR;
 	f = &same->flow;
 	r = &same->reply;
-	if (!(f->flags & FLOW_OPTIONAL) && owner && !quota_left(owner))
+	if (!(f->flags & FLOW_OPTIONAL) && owner && !may_open(owner))
 		return REASON_QUOTA;
 	f->owner = r->owner = owner;
 	r->rule = f->rule;
@@ -174,7 +180,7 @@ __noinline int enter(struct scratch *s, __u32 owner)
 	seal(r, &s->twin);
 	err = flow_reserve(same);
 	if (err)
-		return err == -17 ? REASON_NO_PORT : REASON_TABLE_FULL;
+		return err == -17 ? REASON_NO_PORT : table_full(s->twin.family);
 	if (put_half_open(&s->tuple, f, BPF_NOEXIST)) {
 		/* Another CPU decided on a packet of the same flow: its decision holds. */
 		if (find(&s->tuple)) {
@@ -185,7 +191,7 @@ __noinline int enter(struct scratch *s, __u32 owner)
 			return 0;
 		}
 		delete_half_open(&s->twin);
-		return REASON_TABLE_FULL;
+		return table_full(s->tuple.family);
 	}
 	count(COUNTER_FLOW_NEW);
 	return 0;

@@ -311,6 +311,12 @@ static __always_inline void quota_add(struct ref owner, __s32 n)
 		__sync_fetch_and_add(&e->flows, n);
 }
 
+/* Signed: an upgrade that moves the tables may count a flow out twice. */
+static __always_inline bool quota_left(const struct endpoint *e, const struct config *c)
+{
+	return (__s32)e->flows < (__s32)c->quota;
+}
+
 /* The endpoint whose quota f counts in. */
 static __always_inline struct ref owner_of(const struct flow *f)
 {
@@ -333,7 +339,7 @@ static __always_inline void slot_free(__u32 index, __u32 word)
 	bpf_map_push_elem(&free_slots, &index, BPF_ANY);
 	sweeper = bpf_map_lookup_elem(&sweepers, &zero);
 	if (sweeper)
-		__sync_fetch_and_sub(&sweeper->used, 1);
+		__sync_fetch_and_sub((word & SLOT_FAMILY) == 4 ? &sweeper->used4 : &sweeper->used6, 1);
 }
 
 /* Lists the flow of t; false when the list, and so the table, is full. */
@@ -364,7 +370,7 @@ static __noinline bool slot_take(const struct tuple *t, const struct flow *f, __
 	slot->missing = 0;
 	slot->family = (slot->family & ~SLOT_FAMILY) + t->family;
 	quota_add(slot->owner, 1);
-	__sync_fetch_and_add(&sweeper->used, 1);
+	__sync_fetch_and_add(t->family == 4 ? &sweeper->used4 : &sweeper->used6, 1);
 	*index = i;
 	return true;
 }
@@ -431,21 +437,26 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner);
 	struct config *c = config();
 	__u8 proto = t->proto;
+	long err;
 
 	if (!other || !c)
 		return;
-	if (owner && e && e->flows >= c->quota)
+	if (owner && e && !quota_left(e, c))
 		return;
-	if (!slot_take(t, f, &index))
+	if (!slot_take(t, f, &index)) {
+		count(t->family == 4 ? COUNTER_FULL_FLOWS4 : COUNTER_FULL_FLOWS6);
 		return;
+	}
 	f->state = other->state = FLOW_ESTABLISHED;
 	f->timeout = other->timeout = flow_timeout(f, proto);
 	f->slot = other->slot = index;
 	f->flags |= FLOW_LISTED;
 	other->flags |= FLOW_LISTED;
 	/* The reply first: who finds the initiator's entry finds both. */
-	if (!put_established(twin, other)) {
-		if (!put_established(t, f)) {
+	err = put_established(twin, other);
+	if (!err) {
+		err = put_established(t, f);
+		if (!err) {
 			delete_half_open(t);
 			delete_half_open(twin);
 			count(COUNTER_FLOW_ESTABLISHED);
@@ -454,6 +465,8 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 		delete_established(twin);
 	}
 	/* Another CPU was first, or memory is short: still half-open. */
+	if (err != -17 /* EEXIST */)
+		count(t->family == 4 ? COUNTER_FULL_FLOWS4 : COUNTER_FULL_FLOWS6);
 	f->flags &= ~FLOW_LISTED;
 	other->flags &= ~FLOW_LISTED;
 	f->state = other->state = FLOW_ANSWERED;

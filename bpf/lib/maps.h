@@ -51,11 +51,11 @@ struct {
 	PINNED;
 } half6 SEC(".maps");
 
-/* The sweep's list of established flows, and the slots of it that were given
+/* The sweep's list of established flows of both families, and the slots of it that were given
  * back; slots above sweeper.fresh were never used. Only the sweep frees a slot. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_FLOWS);
+	__uint(max_entries, 2 * MAX_FLOWS);
 	__type(key, __u32);
 	__type(value, struct slot);
 	PINNED;
@@ -63,7 +63,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
-	__uint(max_entries, MAX_FLOWS);
+	__uint(max_entries, 2 * MAX_FLOWS);
 	__type(value, __u32);
 	PINNED;
 } free_slots SEC(".maps");
@@ -72,7 +72,8 @@ struct sweeper {
 	struct bpf_timer timer;
 	__u32 cursor;			/* next slot to look at */
 	__u32 fresh;			/* slots ever handed out */
-	__u32 used;			/* slots in use */
+	__u32 used4;			/* slots in use, by family */
+	__u32 used6;
 	__u32 armed;
 	__u64 last;			/* tick of the last run, to see that it lives */
 };

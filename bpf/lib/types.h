@@ -375,6 +375,10 @@ enum counter {
 	COUNTER_BIND_REFUSED,		/* the bind guard */
 	COUNTER_FLOODED,
 	COUNTER_SWEEP_TICKS,
+	COUNTER_FULL_FLOWS4,		/* stayed half-open: no room among the established */
+	COUNTER_FULL_FLOWS6,
+	COUNTER_FULL_HALF4,		/* no room among the half-open either: packet dropped */
+	COUNTER_FULL_HALF6,
 	COUNTER_FRAGMENT_PARKED,	/* kept until the first fragment came */
 	COUNTER_COUNT,
 };

@@ -109,7 +109,7 @@ func (w *world) quota(slot uint32) uint32 {
 func (w *world) slots() uint32 {
 	var s loader.BPFSweeper
 	require.NoError(w.t, w.objs.Sweepers.Lookup(uint32(0), &s))
-	return s.Used
+	return s.Used4 + s.Used6
 }
 
 // change edits an endpoint in place.
