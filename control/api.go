@@ -124,10 +124,14 @@ type HookStatus struct {
 	OK      bool   `json:"ok"`
 }
 
+// TableStatus is of a table of the programs'. Refused are new flows that found it
+// full: of flows4 and flows6 those that stayed half-open, of half4 and half6 those
+// of which the packet was dropped.
 type TableStatus struct {
-	Name string `json:"name"`
-	Used int    `json:"used"`
-	Size int    `json:"size"`
+	Name    string `json:"name"`
+	Used    int    `json:"used"` // entries
+	Size    int    `json:"size"`
+	Refused uint64 `json:"refused"`
 }
 
 type DropStatus struct {

@@ -26,6 +26,7 @@ const (
 	defaultBridge    = "bpfnet0"
 	defaultMTU       = 1500
 	defaultFlows     = 131072
+	defaultHalfOpen  = 32768
 	noDefaultNetwork = "none" // of Config.Bridge
 )
 
@@ -91,6 +92,9 @@ func (c Config) withDefaults() Config {
 	if c.FlowTableSize == 0 {
 		c.FlowTableSize = defaultFlows
 	}
+	if c.HalfOpenTableSize == 0 {
+		c.HalfOpenTableSize = defaultHalfOpen
+	}
 	if c.Quota == 0 {
 		c.Quota = c.FlowTableSize / 4
 	}
@@ -144,8 +148,14 @@ func (c *Config) check() error {
 	if c.FlowTableSize != 0 && (c.FlowTableSize < 1024 || c.FlowTableSize > 1<<20) {
 		return invalid("flow-table-size: %d is not in 1024-1048576", c.FlowTableSize)
 	}
+	if c.HalfOpenTableSize != 0 && (c.HalfOpenTableSize < 512 || c.HalfOpenTableSize > 1<<20) {
+		return invalid("half-open-table-size: %d is not in 512-1048576", c.HalfOpenTableSize)
+	}
 	if c.Quota < 0 || c.Quota > 1<<20 {
 		return invalid("flow-quota: %d is not in 1-1048576", c.Quota)
+	}
+	if _, err := c.timeouts(); err != nil {
+		return err
 	}
 	if c.MasqueradePorts != "" {
 		if _, err := parsePortRanges(c.MasqueradePorts); err != nil {

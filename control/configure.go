@@ -25,6 +25,9 @@ func (o *op) configure(flags *Config) error {
 	if next.FlowTableSize != old.FlowTableSize {
 		return invalid("flow-table-size: %d; another size would end all connections: uninstall and init again", old.FlowTableSize)
 	}
+	if old.HalfOpenTableSize != 0 && next.HalfOpenTableSize != old.HalfOpenTableSize {
+		return invalid("half-open-table-size: %d; another size would end all connections: uninstall and init again", old.HalfOpenTableSize)
+	}
 	h.Flags, h.Config = merged, next
 	if err := o.changeDefault(&old, &next); err != nil {
 		return err

@@ -186,7 +186,10 @@ func (o *op) loadPrograms() error {
 	if err != nil {
 		return err
 	}
-	opts := loader.Options{BPFFS: o.host.BPFFS, Sizes: loader.Sizes{FlowTable: o.host.Config.FlowTableSize}}
+	opts := loader.Options{
+		BPFFS: o.host.BPFFS,
+		Sizes: loader.Sizes{FlowTable: o.host.Config.FlowTableSize, HalfOpen: o.host.Config.HalfOpenTableSize},
+	}
 	err = ns.Do(func() error {
 		obj, err := loader.Load(opts)
 		if err != nil {

@@ -6,9 +6,13 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+
+	"github.com/bpfnet/bpfnet/loader"
+	"github.com/bpfnet/bpfnet/maps"
 )
 
 func TestNetworks(t *testing.T) {
@@ -103,6 +107,24 @@ func TestConfiguration(t *testing.T) {
 	require.ErrorContains(t, l.m.Init(&Config{FlowTableSize: 2048}), "flow-table-size")
 	require.ErrorIs(t, l.m.Init(&Config{MasqueradePorts: "5-4"}), ErrInvalid)
 
+	// Live.
+	settings := func() (c maps.Config) {
+		src, err := loader.OpenMaps(loader.Options{BPFFS: l.o.BPFFS})
+		require.NoError(t, err)
+		defer src.Close()
+		c, err = maps.New(src).Settings.Get()
+		require.NoError(t, err)
+		return c
+	}
+	require.Equal(t, defaultFlows/4, settings().Quota)
+	require.NoError(t, l.m.Init(&Config{Quota: 7, TimeoutUDP: "90s", TimeoutTCP: "10h", MasqueradePorts: "5000-5999"}))
+	live := settings()
+	require.Equal(t, 7, live.Quota)
+	require.Equal(t, []maps.PortRange{{First: 5000, Last: 5999}}, live.Pool)
+	require.InDelta(t, 90*time.Second, live.Timeouts.UDP, float64(2*time.Second))
+	require.InDelta(t, 10*time.Hour, live.Timeouts.TCPEstablished, float64(2*time.Second))
+	require.InDelta(t, time.Minute, live.Timeouts.ICMP, float64(2*time.Second))
+
 	require.NoError(t, l.m.RemoveContainer("web"))
 	require.NoError(t, l.m.Init(&Config{BIP: "10.10.0.1/24", FixedCIDR: "10.10.0.128/25"}))
 	c, _ = l.container("web2", ContainerOptions{})
@@ -134,6 +156,10 @@ func TestConfigFile(t *testing.T) {
 		`{"uplinks": ["a/b"]}`:               "no device name",
 		`{"dns-search": ["a b"]}`:            "no word",
 		`{"flow-table-size": 5}`:             "flow-table-size",
+		`{"half-open-table-size": 5}`:        "half-open-table-size: 5 is not in",
+		`{"timeout-udp": "5"}`:               `timeout-udp: "5" is no duration`,
+		`{"timeout-tcp": "20h"}`:             "timeout-tcp: 20h is not in 1s-19h",
+		`{"timeout-icmp": "0s"}`:             "timeout-icmp: 0s is not in",
 		`{"bridge": "0123456789abcdef"}`:     "no device name",
 		`{"default-gateway": "fd00::1"}`:     "wrong family",
 		`{"masquerade-ports": "1,2,2"}`:      "overlaps",

@@ -30,7 +30,16 @@ type Config struct {
 	Uplinks             []string      `json:"uplinks,omitempty"`               // devices that are uplinks; all but our own and lo
 	MasqueradePorts     string        `json:"masquerade-ports,omitempty"`      // "1024-32767,61000-65535"
 	FlowTableSize       int           `json:"flow-table-size,omitempty"`       // established flows per family, 1024..1048576; 131072
+	HalfOpenTableSize   int           `json:"half-open-table-size,omitempty"`  // half-open flows per family, 512..1048576; 32768
 	Quota               int           `json:"flow-quota,omitempty"`            // established flows per endpoint; a quarter of the table
+
+	// Go durations, 1s to 19h: see maps.Timeouts.
+	TimeoutTCP           string `json:"timeout-tcp,omitempty"`            // 124m
+	TimeoutTCPTransitory string `json:"timeout-tcp-transitory,omitempty"` // 4m
+	TimeoutUDP           string `json:"timeout-udp,omitempty"`            // 5m
+	TimeoutUDPNewIn      string `json:"timeout-udp-new-in,omitempty"`     // 30s
+	TimeoutUDPNewOut     string `json:"timeout-udp-new-out,omitempty"`    // 2m
+	TimeoutICMP          string `json:"timeout-icmp,omitempty"`           // 1m
 }
 
 // AddressPool is one of default-address-pools: networks get prefixes of Size

@@ -67,7 +67,7 @@ func (o *op) status(s *Status) error {
 		return err
 	}
 	for _, f := range fill {
-		s.Tables = append(s.Tables, TableStatus{f.Name, f.Used, f.Size})
+		s.Tables = append(s.Tables, TableStatus{f.Name, f.Used, f.Size, f.Refused})
 	}
 	if s.Counters, err = t.Counters.Read(); err != nil {
 		return err

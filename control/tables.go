@@ -219,11 +219,22 @@ func (o *op) writeSettings() error {
 	if err != nil {
 		return err
 	}
+	timeouts, err := c.timeouts()
+	if err != nil {
+		return err
+	}
+	was, err := t.Settings.Get()
+	if err != nil {
+		return err
+	}
+	if len(was.Pool) > 0 {
+		o.undo.add("settings", func() error { return t.Settings.Set(was) })
+	}
 	return t.Settings.Set(maps.Config{
 		NetnsCookie: o.host.Cookie,
 		Quota:       c.Quota,
 		Pool:        pool,
-		Timeouts:    maps.DefaultTimeouts(),
+		Timeouts:    timeouts,
 		ICMPRate:    icmpRate,
 		Sweep:       sweepPeriod,
 	})

@@ -75,7 +75,14 @@ The flags are the keys of the configuration file, and go before it.`,
 	f.StringArrayVar(&c.Uplinks, "uplink", nil, "`device` that leads to the world (default all but bpfnet's own and lo)")
 	f.StringVar(&c.MasqueradePorts, "masquerade-ports", "", "source `ports` of masqueraded flows: 1024-32767,61000-65535")
 	f.IntVar(&c.FlowTableSize, "flow-table-size", 0, "established flows a family, `number`, 1024-1048576 (default 131072)")
+	f.IntVar(&c.HalfOpenTableSize, "half-open-table-size", 0, "half-open flows a family, `number`, 512-1048576 (default 32768)")
 	f.IntVar(&c.Quota, "flow-quota", 0, "established flows a container, `number` (default a quarter of the table)")
+	f.StringVar(&c.TimeoutTCP, "timeout-tcp", "", "`time` that an established TCP flow may be silent (default 124m)")
+	f.StringVar(&c.TimeoutTCPTransitory, "timeout-tcp-transitory", "", "the same while it opens and after it closed, `time` (default 4m)")
+	f.StringVar(&c.TimeoutUDP, "timeout-udp", "", "the same of UDP that was answered, `time` (default 5m)")
+	f.StringVar(&c.TimeoutUDPNewIn, "timeout-udp-new-in", "", "before it was, from outside, `time` (default 30s)")
+	f.StringVar(&c.TimeoutUDPNewOut, "timeout-udp-new-out", "", "before it was, from a container, `time` (default 2m)")
+	f.StringVar(&c.TimeoutICMP, "timeout-icmp", "", "the same of a ping, `time` (default 1m)")
 	return cmd
 }
 

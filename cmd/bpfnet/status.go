@@ -77,9 +77,9 @@ func (a *app) printStatus(s *control.Status) {
 		if t.Size > 0 {
 			percent = 100 * float64(t.Used) / float64(t.Size)
 		}
-		rows = append(rows, []string{t.Name, fmt.Sprint(t.Used), fmt.Sprint(t.Size), fmt.Sprintf("%.1f%%", percent)})
+		rows = append(rows, []string{t.Name, fmt.Sprint(t.Used), fmt.Sprint(t.Size), fmt.Sprintf("%.1f%%", percent), fmt.Sprint(t.Refused)})
 	}
-	section([]string{"TABLE", "USED", "SIZE", "FILL"}, rows)
+	section([]string{"TABLE", "USED", "SIZE", "FILL", "REFUSED"}, rows)
 	rows = nil
 	for _, name := range slices.Sorted(maps.Keys(s.Counters)) {
 		rows = append(rows, []string{name, fmt.Sprint(s.Counters[name])})
