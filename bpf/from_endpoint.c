@@ -247,6 +247,7 @@ static __always_inline int from_endpoint_slow(struct __sk_buff *skb)
 	struct network *n;
 	struct scratch *s;
 	struct packet *p;
+	bool cannot_be;
 	int err;
 
 	if (!device || device->kind != DEVICE_ENDPOINT)
@@ -267,7 +268,9 @@ static __always_inline int from_endpoint_slow(struct __sk_buff *skb)
 	p = &s->packet;
 	if (!mac_equal(p->src_mac, e->mac))
 		return drop(skb, REASON_SPOOFED_MAC);
-	if (err)
+	/* A fragment that cannot be has a source all the same. */
+	cannot_be = err == REASON_FRAGMENT;
+	if (err && !cannot_be)
 		return drop(skb, err);
 	if (p->kind == PACKET_ARP)
 		return guard_arp(skb, s, e);
@@ -287,6 +290,8 @@ static __always_inline int from_endpoint_slow(struct __sk_buff *skb)
 	}
 	if (dhcp_server(p) && !(e->flags & ENDPOINT_DHCP_SERVER))
 		return drop(skb, REASON_DHCP_SERVER);
+	if (cannot_be)
+		return drop(skb, REASON_FRAGMENT);
 	if (addr_multicast(&p->daddr) || (p->family == 4 && (p->daddr.w[3] == 0xffffffff ||
 	    addr_equal(&p->daddr, &n->broadcast4))))
 		return spread(skb, s);

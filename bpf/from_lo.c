@@ -65,7 +65,7 @@ static __noinline int from_lo_slow(struct __sk_buff *skb)
 	}
 	if (p->kind != PACKET_FLOW)
 		return PASS;
-	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
+	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_SCTP)
 		return PASS;
 	err = known(skb, s);
 	if (err != MISS)

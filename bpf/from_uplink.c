@@ -29,7 +29,7 @@ static __noinline int decide_routed_in(struct scratch *s, __u32 network)
 		return REASON_DIRECT_ACCESS;
 	if (martian(&p->saddr))
 		return REASON_MARTIAN;
-	if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
+	if (proto_index(p->proto) >= 0) {
 		struct link_key key = { .server = id, .port = p->dport, .proto = p->proto };
 		__u32 *open = bpf_map_lookup_elem(&links, &key);
 
@@ -74,6 +74,63 @@ static __noinline int decide_published_in(struct __sk_buff *skb, struct scratch 
 	return enter_keeping_port(skb, s, s->flow.dst.id);
 }
 
+/* A UDP port behind which a container of a full-cone network is (RFC 4787 section 5:
+ * endpoint-independent filtering): anybody may send to it. The owner, or NULL. */
+static __noinline struct owner *cone(struct __sk_buff *skb, const struct packet *p)
+{
+	struct outer out = { .addr = p->daddr, .port = p->dport };
+	struct owner *o;
+	struct endpoint *e;
+	struct network *n;
+	struct tuple t;
+	__u32 id;
+
+	if (p->proto != IPPROTO_UDP)
+		return NULL;
+	o = bpf_map_lookup_elem(&mapping_owners, &out);
+	if (!o || !mapping_fresh(o->seen))
+		return NULL;
+	id = o->endpoint.id;
+	e = bpf_map_lookup_elem(&endpoints, &id);
+	if (!e || e->gen != o->endpoint.gen)
+		return NULL;
+	id = e->network;
+	n = bpf_map_lookup_elem(&networks, &id);
+	if (!n || !(n->flags & NETWORK_FULL_CONE))
+		return NULL;
+	/* The host may have bound the port since. */
+	tuple_of(&t, p);
+	return host_socket(skb, &t) ? NULL : o;
+}
+
+/* Returns a reason. */
+static __noinline int decide_cone_in(struct scratch *s, const struct owner *o)
+{
+	__u32 id = o->endpoint.id;
+	struct route *route;
+	struct endpoint *e;
+	int err;
+
+	if (martian(&s->packet.saddr))
+		return REASON_MARTIAN;
+	begin(s, FLOW_MASQUERADE, FLOW_TTL);
+	err = aim(s, id, VERDICT_PEER);
+	if (err)
+		return err;
+	s->flow.daddr = o->inner.addr;
+	s->flow.dport = o->inner.port;
+	e = bpf_map_lookup_elem(&endpoints, &id);
+	if (!e)
+		return REASON_NO_ENDPOINT;
+	refer_rule(&s->flow.rule, e->network);
+	route = route_to(id, &s->packet.saddr);
+	if (!route)
+		return REASON_NO_ROUTE;
+	aim_uplink(&s->reply, route, &s->packet.saddr);
+	s->reply.zone_twin = ZONE_WORLD;
+	return enter_again(s, id);
+}
+
 static __always_inline bool routed(const struct addr *a)
 {
 	__u32 network = network_of(a);
@@ -87,6 +144,7 @@ __noinline int world_packet(struct __sk_buff *skb, struct scratch *s, __u32 loca
 {
 	__u32 rule, network;
 	struct packet *p;
+	struct owner *o;
 	int err;
 
 	if (!s)
@@ -105,7 +163,14 @@ __noinline int world_packet(struct __sk_buff *skb, struct scratch *s, __u32 loca
 	if (p->kind != PACKET_FLOW || !opens(p))
 		return PASS;
 	rule = publication(&p->daddr, p->dport, p->proto, p->family, local);
-	if (!rule || host_connected(skb, p))
+	if (!rule) {
+		o = cone(skb, p);
+		if (!o)
+			return PASS;
+		err = decide_cone_in(s, o);
+		return err ? drop(skb, err) : first(skb, s);
+	}
+	if (host_connected(skb, p))
 		return PASS;
 	err = decide_published_in(skb, s, rule);
 	return err ? drop(skb, err) : first(skb, s);

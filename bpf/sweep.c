@@ -4,7 +4,7 @@
  * walks the list of established flows, some slots a tick. Run once by the loader
  * to arm it; an armed timer lives as long as its map is pinned.
  */
-#include "lib/flow.h"
+#include "lib/port.h"
 
 #define SWEEP_SLOTS 1024		/* a tick: about 100 µs of one softirq */
 #define CLOCK_MONOTONIC 1
@@ -40,6 +40,24 @@ static __always_inline bool flow_lives(struct flow *f)
 	return !err || err == REASON_NO_ROUTE;
 }
 
+/* A UDP flow of masquerade keeps its socket's port from being another's. t is the
+ * initiator's tuple: of the container, or of the world. */
+static __noinline void mapping_touch(const struct tuple *t, const struct flow *f)
+{
+	bool out = t->zone != ZONE_WORLD;
+	struct outer outer = { .addr = out ? f->saddr : t->daddr, .port = out ? f->sport : t->dport };
+	struct owner *o = bpf_map_lookup_elem(&mapping_owners, &outer);
+	struct mapping *m;
+
+	if (!o)
+		return;
+	if ((__s32)(f->seen - o->seen) > 0)
+		o->seen = f->seen;
+	m = bpf_map_lookup_elem(&mappings, &o->inner);
+	if (m && (__s32)(f->seen - m->seen) > 0)
+		m->seen = f->seen;
+}
+
 struct walk {
 	__u32 cursor;
 	__u32 size;
@@ -72,8 +90,11 @@ __noinline int sweep_one(__u32 index, __u32 tick)
 	twin_of(&twin, &t, f);
 	other = find_established(&twin);
 	if (flow_lives(f) && (!other || flow_lives(other)) &&
-	    (!flow_idle(f, tick) || (other && !flow_idle(other, tick))))
+	    (!flow_idle(f, tick) || (other && !flow_idle(other, tick)))) {
+		if (f->kind == FLOW_MASQUERADE && t.proto == IPPROTO_UDP)
+			mapping_touch(&t, f);
 		return 0;
+	}
 	flow_unlist(&t, f, &twin);
 	count(COUNTER_FLOW_EXPIRED);
 	return 1;

@@ -221,6 +221,15 @@ const (
 	BPFFlowStateFLOW_CLOSING     BPFFlowState = 3
 )
 
+type BPFInner struct {
+	_     structs.HostLayout
+	Addr  BPFAddr
+	Outer BPFAddr
+	Zone  uint32
+	Port  uint16
+	Pad   uint16
+}
+
 type BPFKey4 struct {
 	_     structs.HostLayout
 	Saddr uint32
@@ -273,6 +282,13 @@ type BPFLinkKey struct {
 	Pad    uint8
 }
 
+type BPFMapping struct {
+	_    structs.HostLayout
+	Seen uint32
+	Port uint16
+	Pad  uint16
+}
+
 type BPFMemberKey struct {
 	_       structs.HostLayout
 	Network uint32
@@ -302,6 +318,20 @@ const (
 	BPFNetworkFlagsNETWORK_ROUTED     BPFNetworkFlags = 16
 	BPFNetworkFlagsNETWORK_FULL_CONE  BPFNetworkFlags = 32
 )
+
+type BPFOuter struct {
+	_    structs.HostLayout
+	Addr BPFAddr
+	Port uint16
+	Pad  uint16
+}
+
+type BPFOwner struct {
+	_        structs.HostLayout
+	Inner    BPFInner
+	Endpoint BPFRef
+	Seen     uint32
+}
 
 type BPFParked struct {
 	_     structs.HostLayout
@@ -502,9 +532,18 @@ type BPFScratch struct {
 	Endpoint uint32
 	Network  uint32
 	Probes   uint32
+	Search   BPFSearchKey
 	Addr     BPFAddr
 	Bytes    [96]uint8
-	_        [4]byte
+}
+
+type BPFSearchKey struct {
+	_     structs.HostLayout
+	Saddr BPFAddr
+	Daddr BPFAddr
+	Dport uint16
+	Proto uint8
+	Pad   uint8
 }
 
 type BPFSlot struct {
@@ -588,6 +627,8 @@ const (
 	BPFMapHostAddrs           = "host_addrs"
 	BPFMapIcmpLimit           = "icmp_limit"
 	BPFMapLinks               = "links"
+	BPFMapMappingOwners       = "mapping_owners"
+	BPFMapMappings            = "mappings"
 	BPFMapMembers             = "members"
 	BPFMapNetworks            = "networks"
 	BPFMapParkedFragments     = "parked_fragments"
@@ -599,6 +640,7 @@ const (
 	BPFMapRoutes              = "routes"
 	BPFMapRules               = "rules"
 	BPFMapScratches           = "scratches"
+	BPFMapSearches            = "searches"
 	BPFMapSettings            = "settings"
 	BPFMapSlots               = "slots"
 	BPFMapSources             = "sources"
@@ -713,6 +755,8 @@ type BPFMapSpecs struct {
 	HostAddrs       *ebpf.MapSpec `ebpf:"host_addrs"`
 	IcmpLimit       *ebpf.MapSpec `ebpf:"icmp_limit"`
 	Links           *ebpf.MapSpec `ebpf:"links"`
+	MappingOwners   *ebpf.MapSpec `ebpf:"mapping_owners"`
+	Mappings        *ebpf.MapSpec `ebpf:"mappings"`
 	Members         *ebpf.MapSpec `ebpf:"members"`
 	Networks        *ebpf.MapSpec `ebpf:"networks"`
 	ParkedFragments *ebpf.MapSpec `ebpf:"parked_fragments"`
@@ -724,6 +768,7 @@ type BPFMapSpecs struct {
 	Routes          *ebpf.MapSpec `ebpf:"routes"`
 	Rules           *ebpf.MapSpec `ebpf:"rules"`
 	Scratches       *ebpf.MapSpec `ebpf:"scratches"`
+	Searches        *ebpf.MapSpec `ebpf:"searches"`
 	Settings        *ebpf.MapSpec `ebpf:"settings"`
 	Slots           *ebpf.MapSpec `ebpf:"slots"`
 	Sources         *ebpf.MapSpec `ebpf:"sources"`
@@ -790,6 +835,8 @@ type BPFMaps struct {
 	HostAddrs       *ebpf.Map `ebpf:"host_addrs"`
 	IcmpLimit       *ebpf.Map `ebpf:"icmp_limit"`
 	Links           *ebpf.Map `ebpf:"links"`
+	MappingOwners   *ebpf.Map `ebpf:"mapping_owners"`
+	Mappings        *ebpf.Map `ebpf:"mappings"`
 	Members         *ebpf.Map `ebpf:"members"`
 	Networks        *ebpf.Map `ebpf:"networks"`
 	ParkedFragments *ebpf.Map `ebpf:"parked_fragments"`
@@ -801,6 +848,7 @@ type BPFMaps struct {
 	Routes          *ebpf.Map `ebpf:"routes"`
 	Rules           *ebpf.Map `ebpf:"rules"`
 	Scratches       *ebpf.Map `ebpf:"scratches"`
+	Searches        *ebpf.Map `ebpf:"searches"`
 	Settings        *ebpf.Map `ebpf:"settings"`
 	Slots           *ebpf.Map `ebpf:"slots"`
 	Sources         *ebpf.Map `ebpf:"sources"`
@@ -827,6 +875,8 @@ func (m *BPFMaps) Close() error {
 		m.HostAddrs,
 		m.IcmpLimit,
 		m.Links,
+		m.MappingOwners,
+		m.Mappings,
 		m.Members,
 		m.Networks,
 		m.ParkedFragments,
@@ -838,6 +888,7 @@ func (m *BPFMaps) Close() error {
 		m.Routes,
 		m.Rules,
 		m.Scratches,
+		m.Searches,
 		m.Settings,
 		m.Slots,
 		m.Sources,

@@ -10,8 +10,6 @@
 #include "deliver.h"
 
 #define BPF_TCP_ESTABLISHED 1
-#define PORT_TRIES 16			/* random ports, then all in turn, */
-#define PORT_PROBES 1024		/* of which so many are looked up among the flows */
 
 static __always_inline __u32 network_of(const struct addr *a)
 {
@@ -204,6 +202,8 @@ static __always_inline int proto_index(__u8 proto)
 		return PROTO_TCP;
 	case IPPROTO_UDP:
 		return PROTO_UDP;
+	case IPPROTO_SCTP:
+		return PROTO_SCTP;
 	default:
 		return -1;
 	}
@@ -241,178 +241,6 @@ static __noinline __u32 publication(const struct addr *addr, __be16 port, __u32 
 	if (!(slot & PORT_RULE) || (!local && !host_addr(addr)))
 		return 0;
 	return slot & PORT_RULE;
-}
-
-/* Chooses a port for s->flow's source address and enters the flow. Of masquerade's
- * pool; a port that is published or that a socket of the host holds is passed
- * over (RFC 4787 section 4.2.1: no overlap with the host's own). in_order takes
- * them in turn, so that one is not used again before the server's TIME_WAIT is
- * likely over; otherwise they are random (RFC 6056). */
-struct port_search {
-	struct __sk_buff *skb;
-	struct scratch *s;
-	__u32 owner;
-	__u32 start;
-	__u32 world;
-	__u32 result;
-};
-
-static __always_inline bool host_socket(struct __sk_buff *skb, const struct tuple *t)
-{
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_sock *sk;
-	__u32 size;
-
-	if (t->family == 4) {
-		tuple.ipv4.saddr = t->saddr.w[3];
-		tuple.ipv4.daddr = t->daddr.w[3];
-		tuple.ipv4.sport = t->sport;
-		tuple.ipv4.dport = t->dport;
-		size = sizeof(tuple.ipv4);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, t->saddr.w, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, t->daddr.w, 16);
-		tuple.ipv6.sport = t->sport;
-		tuple.ipv6.dport = t->dport;
-		size = sizeof(tuple.ipv6);
-	}
-	if (t->proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else if (t->proto == IPPROTO_UDP)
-		sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else
-		return false;
-	if (!sk)
-		return false;
-	bpf_sk_release(sk);
-	return true;
-}
-
-/* The index-th port of the pool, host order; 0: none. */
-static __always_inline __u32 pool_port(const struct config *c, __u32 index)
-{
-	int i;
-
-	for (i = 0; i < MAX_PORT_RANGES; i++) {
-		__u32 first = c->pool[i].first, size = c->pool[i].last - first + 1;
-
-		if (i >= c->pool_count)
-			return 0;
-		if (index < size)
-			return first + index;
-		index -= size;
-	}
-	return 0;
-}
-
-static long try_port(__u32 n, struct port_search *search)
-{
-	struct scratch *s = search->s;
-	struct config *c = config();
-	__u32 port, index, slot;
-	struct flow *other;
-	bool icmp;
-
-	if (!c || !c->pool_size)
-		return 1;
-	icmp = s->packet.proto == IPPROTO_ICMP || s->packet.proto == IPPROTO_ICMPV6;
-	if (search->world && n < PORT_TRIES)
-		index = bpf_get_prandom_u32() % c->pool_size;
-	else
-		index = (search->start + n) % c->pool_size;
-	port = pool_port(c, index);
-	if (!port)
-		return 1;
-	s->flow.sport = bpf_htons(port);
-	if (!icmp && search->world) {
-		slot = slot_of_port(s->packet.family, s->packet.proto, port);
-		if (slot)
-			return 0;
-	}
-	if (s->probes++ == PORT_PROBES)
-		return 1;
-	twin_of(&s->twin, &s->tuple, &s->flow);
-	other = find(&s->twin);
-	if (other) {
-		/* Free if it has timed out; or if both sides have closed it, and every
-		 * other port of the pool was used since. */
-		if ((other->flags & FLOW_LISTED) ||
-		    (!flow_idle(other, now()) &&
-		     (search->world || n < PORT_TRIES || other->state != FLOW_CLOSING)))
-			return 0;
-		flow_end(&s->twin, other, &s->ended);
-	}
-	if (search->world && host_socket(search->skb, &s->twin))
-		return 0;
-	search->result = enter(s, search->owner);
-	return search->result != REASON_NO_PORT;
-}
-
-struct cursor {
-	__u32 next;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct cursor);
-} port_cursor SEC(".maps");
-
-__noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 owner, __u32 world)
-{
-	struct port_search search = { .skb = skb, .s = s, .owner = owner, .world = world,
-				      .result = REASON_NO_PORT };
-	__u32 zero = 0;
-	struct cursor *cursor = bpf_map_lookup_elem(&port_cursor, &zero);
-
-	if (!s)
-		return REASON_ERROR;
-	s->probes = 0;
-	if (world)
-		search.start = bpf_get_prandom_u32();
-	else if (cursor)
-		search.start = __sync_fetch_and_add(&cursor->next, 1);
-	bpf_loop(PORT_TRIES + PORTS, try_port, &search, 0);
-	return search.result;
-}
-
-/* What has the reply's tuple of s->flow: the flow's own twin that was left over, which
- * is ended, or a live flow that was translated into this very tuple. 0: it is free now. */
-__noinline int make_way(struct scratch *s)
-{
-	struct tuple t, other;
-	struct flow *f;
-
-	if (!s)
-		return REASON_ERROR;
-	t = s->twin;
-	f = find(&t);
-	if (!f)
-		return 0;
-	twin_of(&other, &t, f);
-	if (!tuple_equal(&other, &s->tuple) && !flow_idle(f, now()))
-		return REASON_NO_PORT;
-	flow_end(&t, f, &other);
-	return 0;
-}
-
-/* Enters a flow of which nothing can be chosen; its own left-over twin may be in
- * the way, its first half having been evicted. */
-static __always_inline int enter_again(struct scratch *s, __u32 owner)
-{
-	int err = enter(s, owner);
-
-	return err == REASON_NO_PORT && !make_way(s) ? enter(s, owner) : err;
-}
-
-/* Enters a flow whose source port stays, unless the client's tuple is taken
- * towards the server (one container port published twice, one client port). */
-static __always_inline int enter_keeping_port(struct __sk_buff *skb, struct scratch *s, __u32 owner)
-{
-	int err = enter_again(s, owner);
-
-	return err == REASON_NO_PORT ? enter_with_port(skb, s, owner, 0) : err;
 }
 
 /* May this source use the publication? */

@@ -71,6 +71,8 @@ static __always_inline bool rewrite_transport(struct __sk_buff *skb, void *l4, v
 			return true;
 		}
 		check = &udp->check;
+	} else if (proto == IPPROTO_SCTP) {
+		return true;
 	} else {
 		struct icmphdr *icmp = l4;
 

@@ -16,6 +16,15 @@
 #include "count.h"
 #include "route.h"
 
+/* Who looks for a port of the host's, and for which destination: see port.h. */
+struct search_key {
+	struct addr saddr;
+	struct addr daddr;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad;
+};
+
 /* What a slow path works on. One per CPU: TC programs run with bottom halves off. */
 struct scratch {
 	struct packet packet;
@@ -27,6 +36,7 @@ struct scratch {
 	__u32 endpoint;			/* the sending container, or 0 */
 	__u32 network;			/* its network, or 0 */
 	__u32 probes;			/* ports looked up for one flow */
+	struct search_key search;
 	struct addr addr;		/* looked up, or spoken from */
 	__u8 bytes[96];			/* quoted in an ICMP error */
 };

@@ -97,7 +97,8 @@ struct {
  * IPv6's later ones need not show it. */
 static __always_inline bool followed(const struct packet *p)
 {
-	return p->family == 6 || p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP || p->proto == IPPROTO_ICMP;
+	return p->family == 6 || p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP || p->proto == IPPROTO_ICMP ||
+	       p->proto == IPPROTO_SCTP;
 }
 
 static __always_inline struct assembly *assembly(const struct packet *p)

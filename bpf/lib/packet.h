@@ -23,6 +23,7 @@
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define IPPROTO_ICMPV6 58
+#define IPPROTO_SCTP 132
 
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
@@ -92,6 +93,19 @@ struct icmphdr {
 	__be16 sequence;
 };
 
+/* RFC 9260 section 3: the common header, and the first chunk's type. */
+struct sctphdr {
+	__be16 source;
+	__be16 dest;
+	__be32 tag;
+	__be32 checksum;		/* CRC32c of the whole packet, without addresses */
+	__u8 chunk;
+	__u8 chunk_flags;
+	__be16 chunk_len;
+};
+
+#define SCTP_INIT 1
+
 struct arp {
 	__be16 htype;
 	__be16 ptype;
@@ -105,7 +119,7 @@ struct arp {
 } __attribute__((packed));
 
 enum packet_kind {
-	PACKET_FLOW = 0,		/* TCP, UDP, ICMP query: has a tuple */
+	PACKET_FLOW = 0,		/* TCP, UDP, SCTP, ICMP query: has a tuple */
 	PACKET_FRAGMENT,
 	PACKET_ICMP,			/* any other ICMP or ICMPv6 */
 	PACKET_OTHER,			/* any other IP protocol */
@@ -132,7 +146,7 @@ struct packet {
 	__u8 kind;			/* enum packet_kind */
 	__u8 proto;
 	__u8 ttl;
-	__u8 tcp_flags;
+	__u8 tcp_flags;			/* SCTP: TCP_SYN for INIT */
 	__u8 icmp_type;
 	__u8 l2;			/* length of the link-layer header: ETH_HLEN, or 0 (tun, WireGuard) */
 	__u8 dst_mac[6];		/* zero where there is none */
@@ -219,12 +233,13 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 		struct tcphdr tcp;
 		struct udphdr udp;
 		struct icmphdr icmp;
+		struct sctphdr sctp;
 	} h;
-	__u32 size = p->proto == IPPROTO_TCP ? sizeof(h.tcp) : 8;
+	__u32 size = p->proto == IPPROTO_TCP ? sizeof(h.tcp) : p->proto == IPPROTO_SCTP ? sizeof(h.sctp) : 8;
 
 	p->kind = PACKET_OTHER;
 	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_ICMP &&
-	    p->proto != IPPROTO_ICMPV6)
+	    p->proto != IPPROTO_ICMPV6 && p->proto != IPPROTO_SCTP)
 		return 0;
 	if (p->payload < size && !skb->gso_size)
 		return REASON_MALFORMED;
@@ -246,6 +261,15 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 			return REASON_MALFORMED;
 		p->sport = h.udp.source;
 		p->dport = h.udp.dest;
+		p->kind = PACKET_FLOW;
+		return 0;
+	case IPPROTO_SCTP:
+		if (bpf_skb_load_bytes(skb, p->l4, &h.sctp, sizeof(h.sctp)))
+			return REASON_MALFORMED;
+		p->sport = h.sctp.source;
+		p->dport = h.sctp.dest;
+		/* An association begins with INIT as a connection does with SYN. */
+		p->tcp_flags = h.sctp.chunk == SCTP_INIT ? TCP_SYN : 0;
 		p->kind = PACKET_FLOW;
 		return 0;
 	default:
@@ -270,18 +294,17 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
  * the transport header (RFC 1858), or past the largest packet. */
 static __always_inline int parse_fragment(struct __sk_buff *skb, struct packet *p)
 {
-	int err;
+	int err = 0;
 
-	if (!p->payload || (p->more && (p->payload & 7)) || (__u32)p->frag_off + p->payload > 65535)
-		return REASON_FRAGMENT;
 	if (!p->frag_off) {
 		err = parse_transport(skb, p);
 		p->whole = p->kind;
-		p->kind = PACKET_FRAGMENT;
-		return err == REASON_MALFORMED ? REASON_FRAGMENT : err;
 	}
 	p->kind = PACKET_FRAGMENT;
-	return p->proto == IPPROTO_TCP && p->frag_off < sizeof(struct tcphdr) ? REASON_FRAGMENT : 0;
+	if (err || !p->payload || (p->more && (p->payload & 7)) || (__u32)p->frag_off + p->payload > 65535 ||
+	    (p->proto == IPPROTO_TCP && p->frag_off && p->frag_off < sizeof(struct tcphdr)))
+		return REASON_FRAGMENT;
+	return 0;
 }
 
 /* Loose and strict source routes say that the destination is not the last one

@@ -47,6 +47,10 @@ static __always_inline bool quoted_transport(struct __sk_buff *skb, struct quote
 		q->tuple.dport = h[0];
 		q->check = q->l4 + 18 <= skb->len ? q->l4 + 16 : 0;
 		return true;
+	case IPPROTO_SCTP:
+		q->tuple.sport = h[1];
+		q->tuple.dport = h[0];
+		return true;
 	case IPPROTO_UDP:
 		q->tuple.sport = h[1];
 		q->tuple.dport = h[0];

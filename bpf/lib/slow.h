@@ -4,7 +4,7 @@
 #define BPFNET_SLOW_H
 
 #include "fast.h"
-#include "decide.h"
+#include "port.h"
 #include "icmp.h"
 
 /* Parses into the scratch; *s is NULL or set. l2 is the length of the device's
@@ -129,7 +129,7 @@ static __always_inline int first(struct __sk_buff *skb, struct scratch *s)
  * connection only where nothing is translated. */
 static __always_inline bool opens(const struct packet *p)
 {
-	return p->proto != IPPROTO_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+	return (p->proto != IPPROTO_TCP && p->proto != IPPROTO_SCTP) || (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
 }
 
 /* Is there a socket of the host that is connected to the sender? Then the
@@ -174,6 +174,8 @@ static __noinline void remember_local(struct scratch *s)
 	struct tuple other;
 	struct flow *taken;
 
+	if (p->proto == IPPROTO_SCTP)
+		return;
 	if (p->proto == IPPROTO_UDP ? !slot_of_port(p->family, p->proto, bpf_ntohs(p->sport)) : !p->sport)
 		return;
 	begin(s, FLOW_LOCAL, FLOW_OPTIONAL);

@@ -177,10 +177,8 @@ var peerFrames = []peerFrame{
 		return f.to(to, 4).IP(layers.IPProtocolGRE, gopacket.Payload(peerText))
 	}},
 	{name: "fragment", open: true, is: carriesText, frame: func(f, to station) []byte {
-		frame := f.to(to, 4).UDP(1000, 99, []byte(peerText))
-		frame[20] |= 0x20 // more fragments
-		sum4(frame)
-		return frame
+		const eight = "..." // the length is a multiple of 8
+		return lab.Fragments(f.to(to, 4).UDP(1000, 99, []byte(peerText+eight+"the second one")), len(peerText+eight)+8, 7)[0]
 	}},
 	{name: "link-local", open: true, is: carriesText, frame: func(f, to station) []byte {
 		return lab.Packet{SrcMAC: f.mac, DstMAC: to.mac, Src: f.local, Dst: to.local}.UDP(1000, 99, []byte(peerText))

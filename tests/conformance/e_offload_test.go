@@ -28,7 +28,7 @@ type port struct {
 const (
 	iperfPort  = 5201
 	wholeFrame = 1514 // Ethernet header and MTU
-	leastRate  = 100e6
+	leastRate  = 5e6  // it goes on; how fast is TestE4Rate's
 )
 
 // E4: bulk transfers both ways, X to a published port and a container to X, while the devices segment,

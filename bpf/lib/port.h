@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Choosing the source port of a translated flow. Masquerade takes its ports from the
+ * pool, without those that are published or that a socket of the host holds (RFC 4787
+ * section 4.2.1: no overlap with the host's own); the gateway's own, behind which the
+ * host and hairpins appear, are taken in order, so that one is not used again before the
+ * server's TIME_WAIT is likely over. To enter the reply's tuple is the reservation.
+ *
+ * A UDP socket keeps its port for all destinations (RFC 4787 REQ-1, endpoint-independent
+ * mapping) and has it for itself, as long as the pool allows: beyond that ports are
+ * shared by flows to different destinations, as TCP's always are (one for each
+ * connection would end at 64,512 of them).
+ */
+#ifndef BPFNET_PORT_H
+#define BPFNET_PORT_H
+
+#include "decide.h"
+
+#define PORT_TRIES 16			/* random ports (RFC 6056), then all in turn, */
+#define PORT_PROBES 1024		/* of which so many are looked up among the flows */
+#define MAX_MAPPINGS 65536
+#define MAX_SEARCHES 4096
+
+/* A UDP socket of a container, as its packets arrive, behind an address of the host. */
+struct inner {
+	struct addr addr;
+	struct addr outer;
+	__u32 zone;
+	__be16 port;
+	__u16 pad;
+};
+
+/* The host's port behind which one is. */
+struct outer {
+	struct addr addr;
+	__be16 port;
+	__u16 pad;
+};
+
+struct mapping {
+	__u32 seen;			/* tick of the last flow that used it */
+	__be16 port;
+	__u16 pad;
+};
+
+struct owner {
+	struct inner inner;
+	struct ref endpoint;
+	__u32 seen;
+};
+
+/* Both are written when a flow is entered, and kept fresh by the sweep while one lives.
+ * Full: the longest unused goes, and its socket gets another port for its next destination. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_MAPPINGS);
+	__type(key, struct inner);
+	__type(value, struct mapping);
+} mappings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_MAPPINGS);
+	__type(key, struct outer);
+	__type(value, struct owner);
+} mapping_owners SEC(".maps");
+
+/* Where the search for a port goes on, by destination: what lies before it is taken, so
+ * that the last free port of the pool is found in reasonable time. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_SEARCHES);
+	__type(key, struct search_key);
+	__type(value, __u32);
+} searches SEC(".maps");
+
+static __always_inline bool mapping_fresh(__u32 seen)
+{
+	return (__s32)(now() - seen) <= (__s32)timeout(TIMEOUT_UDP);
+}
+
+static __always_inline void inner_of(struct inner *in, const struct scratch *s)
+{
+	in->addr = s->tuple.saddr;
+	in->outer = s->flow.saddr;
+	in->zone = s->tuple.zone;
+	in->port = s->tuple.sport;
+	in->pad = 0;
+}
+
+/* Remembers that s->flow's source has its port: exclusively, if nobody else has it. */
+static __noinline void keep_mapping(struct scratch *s, bool own)
+{
+	struct outer out = { .addr = s->flow.saddr, .port = s->flow.sport };
+	struct owner owner = { .endpoint = s->flow.src, .seen = now() };
+	struct mapping m = { .seen = owner.seen, .port = s->flow.sport };
+
+	inner_of(&owner.inner, s);
+	bpf_map_update_elem(&mappings, &owner.inner, &m, BPF_ANY);
+	if (own)
+		bpf_map_update_elem(&mapping_owners, &out, &owner, BPF_ANY);
+}
+
+/* The port that s->flow's source has for other destinations; 0: none. */
+static __noinline __be16 kept_mapping(const struct scratch *s)
+{
+	struct inner in;
+	struct mapping *m;
+
+	inner_of(&in, s);
+	m = bpf_map_lookup_elem(&mappings, &in);
+	return m && mapping_fresh(m->seen) ? m->port : 0;
+}
+
+/* Does another source have this port for itself? */
+static __noinline bool mapping_taken(const struct scratch *s)
+{
+	struct outer out = { .addr = s->flow.saddr, .port = s->flow.sport };
+	struct owner *o = bpf_map_lookup_elem(&mapping_owners, &out);
+
+	return o && mapping_fresh(o->seen) &&
+	       !(o->inner.zone == s->tuple.zone && o->inner.port == s->tuple.sport &&
+		 addr_equal(&o->inner.addr, &s->tuple.saddr));
+}
+
+static __always_inline bool host_socket(struct __sk_buff *skb, const struct tuple *t)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__u32 size;
+
+	if (t->family == 4) {
+		tuple.ipv4.saddr = t->saddr.w[3];
+		tuple.ipv4.daddr = t->daddr.w[3];
+		tuple.ipv4.sport = t->sport;
+		tuple.ipv4.dport = t->dport;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, t->saddr.w, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, t->daddr.w, 16);
+		tuple.ipv6.sport = t->sport;
+		tuple.ipv6.dport = t->dport;
+		size = sizeof(tuple.ipv6);
+	}
+	if (t->proto == IPPROTO_TCP)
+		sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else if (t->proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		return false;
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+/* The index-th port of the pool, host order; 0: none. */
+static __always_inline __u32 pool_port(const struct config *c, __u32 index)
+{
+	int i;
+
+	for (i = 0; i < MAX_PORT_RANGES; i++) {
+		__u32 first = c->pool[i].first, size = c->pool[i].last - first + 1;
+
+		if (i >= c->pool_count)
+			return 0;
+		if (index < size)
+			return first + index;
+		index -= size;
+	}
+	return 0;
+}
+
+struct port_search {
+	struct __sk_buff *skb;
+	struct scratch *s;
+	__u32 owner;
+	__u32 start;
+	__u32 world;
+	__u32 exclusive;		/* a UDP socket's: among the random ones, not another's */
+	__u32 turn;			/* of try_port */
+	__u32 result;
+};
+
+/* Enters s->flow with s->flow.sport, if that port is free. Returns a reason; NO_PORT: it
+ * is not. */
+static __always_inline int enter_at(struct port_search *search)
+{
+	struct scratch *s = search->s;
+	struct flow *other;
+
+	twin_of(&s->twin, &s->tuple, &s->flow);
+	other = find(&s->twin);
+	if (other) {
+		/* Free if it has timed out; or if both sides have closed it, and every
+		 * other port of the pool was used since. */
+		if ((other->flags & FLOW_LISTED) ||
+		    (!flow_idle(other, now()) &&
+		     (search->world || search->turn < PORT_TRIES || other->state != FLOW_CLOSING)))
+			return REASON_NO_PORT;
+		flow_end(&s->twin, other, &s->ended);
+	}
+	if (search->world && host_socket(search->skb, &s->twin))
+		return REASON_NO_PORT;
+	return enter(s, search->owner);
+}
+
+static long try_port(__u32 n, struct port_search *search)
+{
+	struct scratch *s = search->s;
+	struct config *c = config();
+	__u32 port, index;
+
+	if (!c || !c->pool_size)
+		return 1;
+	search->turn = n;
+	if (search->world && n < PORT_TRIES)
+		index = bpf_get_prandom_u32() % c->pool_size;
+	else
+		index = (search->start + n) % c->pool_size;
+	port = pool_port(c, index);
+	if (!port)
+		return 1;
+	s->flow.sport = bpf_htons(port);
+	if (search->world) {
+		if (slot_of_port(s->packet.family, s->packet.proto, port))
+			return 0;
+		if (search->exclusive && n < PORT_TRIES && mapping_taken(s))
+			return 0;
+	}
+	if (s->probes++ == PORT_PROBES)
+		return 1;
+	search->result = enter_at(search);
+	return search->result != REASON_NO_PORT;
+}
+
+struct cursor {
+	__u32 next;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cursor);
+} port_cursor SEC(".maps");
+
+static __always_inline void search_key_of(struct search_key *key, const struct scratch *s)
+{
+	key->saddr = s->flow.saddr;
+	key->daddr = s->flow.daddr;
+	key->dport = s->flow.dport;
+	key->proto = s->tuple.proto;
+	key->pad = 0;
+}
+
+/* Chooses a port for s->flow's source address and enters the flow. world: it is
+ * masquerade's, else the gateway's. Returns a reason. */
+__noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 owner, __u32 world)
+{
+	struct port_search search = { .skb = skb, .s = s, .owner = owner, .world = world,
+				      .result = REASON_NO_PORT };
+	struct scratch *same = scratch(); /* see enter */
+	struct cursor *cursor;
+	__u32 zero = 0, *next;
+
+	if (!s || !same)
+		return REASON_ERROR;
+	s->probes = 0;
+	/* SCTP's ports are in a checksum of the whole packet: they stay as they are. */
+	if (s->tuple.proto == IPPROTO_SCTP)
+		return enter_at(&search);
+	if (!world) {
+		cursor = bpf_map_lookup_elem(&port_cursor, &zero);
+		if (cursor)
+			search.start = __sync_fetch_and_add(&cursor->next, 1);
+		bpf_loop(PORT_TRIES + PORTS, try_port, &search, 0);
+		return search.result;
+	}
+	if (s->tuple.proto == IPPROTO_UDP) {
+		search.exclusive = 1;
+		s->flow.sport = kept_mapping(s);
+		if (s->flow.sport && !slot_of_port(s->tuple.family, IPPROTO_UDP, bpf_ntohs(s->flow.sport)))
+			search.result = enter_at(&search);
+		if (!search.result)
+			keep_mapping(s, !mapping_taken(s));
+		if (search.result != REASON_NO_PORT)
+			return search.result;
+	}
+	search_key_of(&same->search, s);
+	next = bpf_map_lookup_elem(&searches, &same->search);
+	search.start = next ? *next : bpf_get_prandom_u32();
+	bpf_loop(PORT_TRIES + PORTS, try_port, &search, 0);
+	if (search.turn >= PORT_TRIES) {
+		/* The next one begins where this one ended, its random ones not counted. */
+		search.start += search.turn + 1 - PORT_TRIES;
+		bpf_map_update_elem(&searches, &same->search, &search.start, BPF_ANY);
+	}
+	if (search.exclusive && !search.result)
+		keep_mapping(s, search.turn < PORT_TRIES);
+	return search.result;
+}
+
+/* What has the reply's tuple of s->flow: the flow's own twin that was left over, which
+ * is ended, or a live flow that was translated into this very tuple. 0: it is free now. */
+__noinline int make_way(struct scratch *s)
+{
+	struct tuple t, other;
+	struct flow *f;
+
+	if (!s)
+		return REASON_ERROR;
+	t = s->twin;
+	f = find(&t);
+	if (!f)
+		return 0;
+	twin_of(&other, &t, f);
+	if (!tuple_equal(&other, &s->tuple) && !flow_idle(f, now()))
+		return REASON_NO_PORT;
+	flow_end(&t, f, &other);
+	return 0;
+}
+
+/* Enters a flow of which nothing can be chosen; its own left-over twin may be in
+ * the way, its first half having been evicted. */
+static __always_inline int enter_again(struct scratch *s, __u32 owner)
+{
+	int err = enter(s, owner);
+
+	return err == REASON_NO_PORT && !make_way(s) ? enter(s, owner) : err;
+}
+
+/* Enters a flow whose source port stays, unless the client's tuple is taken
+ * towards the server (one container port published twice, one client port). */
+static __always_inline int enter_keeping_port(struct __sk_buff *skb, struct scratch *s, __u32 owner)
+{
+	int err = enter_again(s, owner);
+
+	return err == REASON_NO_PORT ? enter_with_port(skb, s, owner, 0) : err;
+}
+
+#endif
