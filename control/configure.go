@@ -101,9 +101,13 @@ func (o *op) changeDefault(old, next *Config) error {
 // place of old: else the first container after init would hear of it.
 func (o *op) defaultPossible(old *Network) error {
 	c := &o.host.Config
-	asked := c.Bridge + c.BIP + c.BIP6 + c.FixedCIDR + c.FixedCIDRv6 + c.DefaultGateway + c.DefaultGatewayV6
-	if asked == "" || c.Bridge == noDefaultNetwork {
+	asked := c.BIP + c.BIP6 + c.FixedCIDR + c.FixedCIDRv6 + c.DefaultGateway + c.DefaultGatewayV6
+	if asked == "" && c.Bridge == defaultBridge || c.Bridge == noDefaultNetwork {
 		return nil
+	}
+	used, counted, err := store.Get[numbers](o.tx, bucketNumbers, numNetworks)
+	if err != nil {
+		return err
 	}
 	if old != nil { // as if it were gone already
 		if err := store.Delete(o.tx, bucketNetworks, old.ID); err != nil {
@@ -114,11 +118,16 @@ func (o *op) defaultPossible(old *Network) error {
 	if err != nil {
 		return err
 	}
-	n, err := o.planNetwork(opts)
-	if err != nil {
+	if _, err := o.planNetwork(opts); err != nil {
 		return fmt.Errorf("network %s: %w", DefaultNetwork, err)
 	}
-	if err := giveNumbers(o.tx, numNetworks, n.Number); err != nil || old == nil {
+	// The plan took a number, and moved on where the next is looked for.
+	if counted {
+		err = store.Put(o.tx, bucketNumbers, numNetworks, used)
+	} else {
+		err = store.Delete(o.tx, bucketNumbers, numNetworks)
+	}
+	if err != nil || old == nil {
 		return err
 	}
 	return o.putNetwork(old)

@@ -151,7 +151,17 @@ func (o *op) createNetwork(opts NetworkOptions) (*Network, error) {
 	if err := o.raiseNetwork(n); err != nil {
 		return nil, err
 	}
-	return n, o.refreshAddrs()
+	return n, o.devicesChanged(n)
+}
+
+// devicesChanged tells the programs of a network that has come or gone. A bridge of the
+// user's is an uplink before and after, and none meanwhile.
+func (o *op) devicesChanged(n *Network) error {
+	if n.ForeignBridge {
+		o.rebuild = true
+		return o.refreshHost()
+	}
+	return o.refreshAddrs()
 }
 
 // planNetwork chooses everything that was left open.
@@ -294,7 +304,7 @@ func (o *op) removeNetwork(n *Network) error {
 		}
 	}
 	o.did("network %s: removed", n.Name)
-	return o.refreshAddrs()
+	return o.devicesChanged(n)
 }
 
 func (o *op) unusedNetwork(n *Network) error {

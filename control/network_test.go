@@ -78,8 +78,23 @@ func TestForeignBridge(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, h.AddrAdd(br, addr))
 
+	hooks := func() (list []string) {
+		st, err := l.m.Status()
+		require.NoError(t, err)
+		require.Empty(t, st.Problems)
+		for _, h := range st.Hooks {
+			if h.Device == "br0" {
+				list = append(list, h.Program)
+			}
+		}
+		return list
+	}
+	require.NoError(t, l.m.Init(nil))
+	uplink := hooks()
+	require.ElementsMatch(t, []string{loader.BPFProgFromUplink, loader.BPFProgToUplink}, uplink)
 	n, err := l.m.CreateNetwork(NetworkOptions{Name: "own", Bridge: "br0"})
 	require.NoError(t, err)
+	require.Equal(t, []string{loader.BPFProgToBridge}, hooks(), "no uplink any more")
 	require.Equal(t, "10.7.0.0/24", n.Subnets[0].Prefix.String())
 	require.Equal(t, "10.7.0.5", n.Subnets[0].Gateway.String())
 	c, _ := l.container("web", ContainerOptions{Network: "own"})
@@ -87,6 +102,7 @@ func TestForeignBridge(t *testing.T) {
 	require.NoError(t, l.m.RemoveContainer("web"))
 	require.NoError(t, l.m.RemoveNetwork("own"))
 	require.Contains(t, links(t, l.host), "br0")
+	require.ElementsMatch(t, uplink, hooks(), "one again")
 }
 
 func TestConfiguration(t *testing.T) {

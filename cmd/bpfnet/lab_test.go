@@ -168,12 +168,12 @@ func init() {
 // get fetches a page from the host; "" when it does not answer.
 func (l *lab) get(address string) (page string) {
 	l.ns.Do(func() error {
-		conn, err := net.DialTimeout("tcp", address, time.Second)
+		conn, err := net.DialTimeout("tcp", address, 10*time.Second)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(2 * time.Second))
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
 		fmt.Fprintf(conn, "GET / HTTP/1.0\r\nHost: %s\r\n\r\n", address)
 		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {

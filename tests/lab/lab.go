@@ -199,10 +199,10 @@ func (l *Lab) Close() error {
 	for _, tr := range traces {
 		tr.stop(false)
 	}
+	errs = append(errs, l.unmountAll(), l.removeCgroup(), l.checkGone(namespaces))
 	for _, ns := range namespaces {
 		errs = append(errs, ns.Close())
 	}
-	errs = append(errs, l.unmountAll(), l.removeCgroup(), l.checkGone(namespaces))
 	return errors.Join(errs...)
 }
 

@@ -18,18 +18,23 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// checkGone says who still holds something of a lab that was taken down.
+// checkGone says who still holds something of a lab that was taken down, but for the
+// namespaces' own descriptors: once these are closed, their inode numbers may at once
+// be those of another test's.
 func (l *Lab) checkGone(namespaces []*netns.NS) error {
 	var errs []error
-	wanted := make(map[string]bool)
+	wanted, own := make(map[string]bool), make(map[string]bool)
 	for _, ns := range namespaces {
+		if ns.FD() < 0 {
+			continue
+		}
 		_, inode, _ := strings.Cut(ns.ID(), ":")
-		wanted["net:["+inode+"]"] = true
+		wanted["net:["+inode+"]"], own[procPath(ns)] = true, true
 	}
 	var holders []string
 	// Threads of netns.Do and children that were reaped are gone in a moment.
 	if !eventually(l.patience, func() bool {
-		holders = holdersOf(wanted)
+		holders = slices.DeleteFunc(holdersOf(wanted), func(h string) bool { return own[h] })
 		return len(holders) == 0
 	}) {
 		errs = append(errs, fmt.Errorf("network namespaces are still held by %s", strings.Join(holders, ", ")))
