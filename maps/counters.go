@@ -36,6 +36,7 @@ var counterNames = names{
 	loader.BPFCounterCOUNTER_BIND_REFUSED:     "bind_refused",
 	loader.BPFCounterCOUNTER_FLOODED:          "flooded",
 	loader.BPFCounterCOUNTER_SWEEP_TICKS:      "sweep_ticks",
+	loader.BPFCounterCOUNTER_FRAGMENT_PARKED:  "fragment_parked",
 	loader.BPFCounterCOUNTER_FULL_FLOWS4:      "full_flows4",
 	loader.BPFCounterCOUNTER_FULL_FLOWS6:      "full_flows6",
 	loader.BPFCounterCOUNTER_FULL_HALF4:       "full_half4",
