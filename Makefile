@@ -11,7 +11,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test unit generate fmt vet lint check deps soak lab-shell bench verifier readme clean
+.PHONY: help all build demo test unit generate fmt vet lint fresh deps soak lab-shell verifier cost readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ deps: ## what the tests need, from Debian's or Ubuntu's packages
 
 verifier: ## verified instructions per program; the log where one is refused
 	$(GO) run ./tests/verifier $(PROG)
+
+cost: go-found ## an established packet, here and at another commit: make cost OLD=HEAD~1
+	$(GO) run ./tests/cost $(OLD)
 
 lab-shell: go-found ## a shell in a host of its own: client, uplink, store, pins, cgroup
 	$(GO) run ./tests/lab/shell
