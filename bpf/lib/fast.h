@@ -134,9 +134,10 @@ static __always_inline int fast6(struct __sk_buff *skb, __u32 zone, enum hook ho
 
 static __always_inline int fast(struct __sk_buff *skb, __u32 zone, enum hook hook)
 {
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
 	/* Some drivers leave the headers in a page. */
-	if ((void *)(long)skb->data + l2_of(hook) + sizeof(struct iphdr) + sizeof(struct tcphdr) >
-	    (void *)(long)skb->data_end)
+	if (data + l2_of(hook) + sizeof(struct iphdr) + sizeof(struct tcphdr) > end && end - data < skb->len)
 		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return fast4(skb, zone, hook);

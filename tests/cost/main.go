@@ -113,6 +113,7 @@ type flow struct {
 	proto   uint8
 	zone    uint32 // struct key4.zone
 	packet  lab.Packet
+	payload int
 }
 
 const device = 1 // lo: what a test run takes if it is told nothing else
@@ -125,12 +126,13 @@ var (
 	six  = lab.Packet{SrcMAC: here, DstMAC: there, Src: netip.MustParseAddr("2001:db8::2"), Dst: netip.MustParseAddr("2001:db8::1")}
 
 	flows = []flow{
-		{"from_uplink, TCP, IPv4", "from_uplink", "flows4", unix.IPPROTO_TCP, 0, four},
-		{"from_uplink, UDP, IPv4", "from_uplink", "flows4", unix.IPPROTO_UDP, 0, four},
-		{"from_uplink, TCP, IPv6", "from_uplink", "flows6", unix.IPPROTO_TCP, 0, six},
-		{"from_endpoint, TCP, IPv4", "from_endpoint", "flows4", unix.IPPROTO_TCP, device, four},
-		{"from_endpoint, UDP, IPv4", "from_endpoint", "flows4", unix.IPPROTO_UDP, device, four},
-		{"from_endpoint, TCP, IPv6", "from_endpoint", "flows6", unix.IPPROTO_TCP, device, six},
+		{"from_uplink, TCP, IPv4", "from_uplink", "flows4", unix.IPPROTO_TCP, 0, four, 64},
+		{"from_uplink, UDP, IPv4", "from_uplink", "flows4", unix.IPPROTO_UDP, 0, four, 64},
+		{"from_uplink, UDP of 4 bytes, IPv4", "from_uplink", "flows4", unix.IPPROTO_UDP, 0, four, 4},
+		{"from_uplink, TCP, IPv6", "from_uplink", "flows6", unix.IPPROTO_TCP, 0, six, 64},
+		{"from_endpoint, TCP, IPv4", "from_endpoint", "flows4", unix.IPPROTO_TCP, device, four, 64},
+		{"from_endpoint, UDP, IPv4", "from_endpoint", "flows4", unix.IPPROTO_UDP, device, four, 64},
+		{"from_endpoint, TCP, IPv6", "from_endpoint", "flows6", unix.IPPROTO_TCP, device, six, 64},
 	}
 )
 
@@ -138,9 +140,9 @@ const sport, dport = 40000, 8080
 
 func (f flow) frame() []byte {
 	if f.proto == unix.IPPROTO_TCP {
-		return f.packet.TCP(sport, dport, "A", 1, 1, make([]byte, 64))
+		return f.packet.TCP(sport, dport, "A", 1, 1, make([]byte, f.payload))
 	}
-	return f.packet.UDP(sport, dport, make([]byte, 64))
+	return f.packet.UDP(sport, dport, make([]byte, f.payload))
 }
 
 // fields of the flow's entry, by their names in bpf/lib/types.h.
