@@ -153,8 +153,6 @@ __noinline int world_packet(struct __sk_buff *skb, struct scratch *s, __u32 loca
 	err = p->kind == PACKET_ICMP ? related(skb, s) : known(skb, s);
 	if (err != MISS)
 		return err;
-	if (addr_loopback(&p->daddr))
-		return drop(skb, REASON_LOOPBACK);
 	network = local ? 0 : network_of(&p->daddr);
 	if (network) {
 		err = decide_routed_in(s, network);
@@ -189,6 +187,8 @@ static __always_inline int from_uplink_slow(struct __sk_buff *skb, __u32 l2)
 	p = &s->packet;
 	if (!p->family)
 		return PASS;
+	if (addr_loopback(&p->daddr))
+		return drop(skb, REASON_LOOPBACK);
 	local = host_addr(&p->daddr);
 	if (p->kind != PACKET_FRAGMENT || !followed(p))
 		return world_packet(skb, s, local);
