@@ -25,6 +25,7 @@ type want struct {
 	verdict   int
 	reason    loader.BPFReason
 	anyReason bool   // some reason, whichever
+	parked    uint64 // fragments kept until their first comes
 	out       []byte // nil: the packet itself, untouched
 	anyOut    bool   // whatever: the test looks itself
 }
@@ -33,13 +34,15 @@ func passed() want                             { return want{verdict: pass} }
 func refused(r loader.BPFReason) want          { return want{verdict: drop, reason: r} }
 func swallowed() want                          { return want{verdict: drop} }
 func sent(out []byte) want                     { return want{verdict: redirect, out: out} }
+func parked() want                             { return want{verdict: drop, parked: 1} }
 func handed() want                             { return want{verdict: redirect} }
+func (w want) keeping() want                   { w.parked = 1; return w }
 func (w want) because(r loader.BPFReason) want { w.reason = r; return w }
 
 // check runs a packet through a program and compares all that can be seen.
 func (w *world) check(p *ebpf.Program, ifindex int, frame []byte, want want, edit ...func(*skb)) result {
 	w.t.Helper()
-	before := w.drops()
+	before, kept := w.drops(), w.counter(loader.BPFCounterCOUNTER_FRAGMENT_PARKED)
 	r := w.run(p, ifindex, frame, edit...)
 	delta := map[loader.BPFReason]uint64{}
 	for reason, n := range w.drops() {
@@ -52,6 +55,7 @@ func (w *world) check(p *ebpf.Program, ifindex int, frame []byte, want want, edi
 		expected[want.reason] = 1
 	}
 	require.Equal(w.t, want.verdict, r.verdict, "verdict; drops counted: %v", delta)
+	require.Equal(w.t, want.parked, w.counter(loader.BPFCounterCOUNTER_FRAGMENT_PARKED)-kept, "fragments parked")
 	if want.anyReason {
 		require.Len(w.t, delta, 1, "drops counted")
 	} else {

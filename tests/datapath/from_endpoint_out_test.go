@@ -61,8 +61,12 @@ func TestFromEndpointWorld(t *testing.T) {
 		}
 		w.sub("what has no ports", func(w *world) {
 			datagram := opening(f.p, beyond, udp).frame()
-			w.utter(epP, fragment(datagram, 0, true), refused(loader.BPFReasonREASON_FRAGMENT))
-			w.utter(epP, fragment(datagram, 64, false), refused(loader.BPFReasonREASON_FRAGMENT))
+			w.utter(epP, fragment(datagram, 64, false), parked())
+			if later := fragment(withProto(datagram, 47), 64, false); six { // it need not show its protocol
+				w.utter(epP, later, parked())
+			} else {
+				w.utter(epP, later, refused(loader.BPFReasonREASON_UNSUPPORTED))
+			}
 			w.utter(epP, withProto(datagram, 47), refused(loader.BPFReasonREASON_UNSUPPORTED))
 		})
 		w.sub("loopback", func(w *world) {
@@ -204,12 +208,14 @@ func TestFromEndpointHost(t *testing.T) {
 			w.say(epP, packet{from: f.p.at(50001), to: f.gw.at(22), proto: tcp}, handed())
 		})
 		for name, frame := range map[string][]byte{
-			"fragment":         fragment(opening(f.p, f.gw.at(22), udp).frame(), 64, true),
 			"another protocol": withProto(opening(f.p, f.gw.at(22), udp).frame(), 47),
 			"ICMP error":       icmpError(opening(f.gw, f.p, udp).frame(), f.p.addr, 3, 3, 0),
 		} {
 			w.sub(name, func(w *world) { w.utter(epP, frame, handed()) })
 		}
+		first := fragment(opening(f.p.at(50002), f.gw.at(22), udp).frame(), 0, true)
+		w.utter(epP, first, sent(first))
+		w.utter(epP, fragment(opening(f.p, f.gw.at(22), udp).frame(), 64, true), parked())
 	})
 }
 

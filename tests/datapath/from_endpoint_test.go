@@ -72,13 +72,14 @@ func TestFromEndpointPeer(t *testing.T) {
 			w.say(epP, p, sent(p.like(func(p *packet) { p.from.mac, p.to.mac = f.gw.mac, f.s.mac })))
 		})
 		for name, frame := range map[string][]byte{
-			"first fragment":   fragment(opening(f.p, f.s, udp).frame(), 0, true),
-			"later fragment":   fragment(opening(f.p, f.s, udp).frame(), 64, false),
 			"another protocol": withProto(opening(f.p, f.s, udp).frame(), 47),
 			"ICMP error":       icmpError(opening(f.s, f.p, udp).frame(), f.p.addr, 3, 3, 0),
 		} {
 			w.sub(name, func(w *world) { w.utter(epP, frame, handed()) })
 		}
+		first := fragment(opening(f.p.at(50005), f.s, udp).frame(), 0, true)
+		w.utter(epP, first, sent(withMACs(first, nil, f.gw.mac)))
+		w.utter(epP, fragment(opening(f.p, f.s, udp).frame(), 64, false), parked())
 		w.sub("nobody", func(w *world) {
 			for _, proto := range []uint8{tcp, udp, f.icmp} {
 				nobody := withAddr(f.s, pick(six, netip.MustParseAddr("10.1.7.7"), netip.MustParseAddr("fd00:1::7777")))
@@ -112,7 +113,6 @@ func TestFromEndpointICCOff(t *testing.T) {
 			"ping":             opening(o.at(7), q, f.icmp).frame(),
 			"echo reply":       packet{from: o.at(0), to: q.at(7), proto: f.icmp, reply: true}.frame(),
 			"first fragment":   fragment(opening(o, q, udp).frame(), 0, true),
-			"later fragment":   fragment(opening(o, q, udp).frame(), 64, false),
 			"another protocol": withProto(opening(o, q, udp).frame(), 47),
 			"options":          extended(opening(o, q, udp).frame(), 2),
 			"ICMP error":       icmpError(opening(q, o, udp).frame(), o.addr, 3, 3, 0),
@@ -129,6 +129,7 @@ func TestFromEndpointICCOff(t *testing.T) {
 		for name, frame := range cases {
 			w.sub(name, func(w *world) { w.utter(epO, frame, denied) })
 		}
+		w.utter(epO, fragment(opening(o, q, udp).frame(), 64, false), parked())
 		w.sub("raw Ethernet", func(w *world) {
 			w.utter(epO, ether(q.mac, o.mac, 0x88b5), refused(loader.BPFReasonREASON_UNSUPPORTED))
 		})
@@ -207,7 +208,7 @@ func TestFromEndpointLink(t *testing.T) {
 			})
 		}
 		w.say(epO, opening(o.at(7), q, f.icmp), denied)
-		w.utter(epO, fragment(opening(o, q.at(81), udp).frame(), 64, false), denied)
+		w.utter(epO, fragment(opening(o, q.at(81), udp).frame(), 0, true), denied)
 		w.sub("ends with the link", func(w *world) {
 			for _, key := range []loader.BPFLinkKey{{Client: epO, Server: epQ}, {Client: epO, Server: epQ, Port: be16(80), Proto: tcp}, {Client: epO, Server: epQ, Port: be16(80), Proto: udp}} {
 				require.NoError(w.t, w.objs.Links.Delete(key))
@@ -233,12 +234,13 @@ func TestFromEndpointIsolated(t *testing.T) {
 			"UDP":              via(opening(f.p, o, udp)).frame(),
 			"ping":             via(opening(f.p.at(7), o, f.icmp)).frame(),
 			"to its MAC":       opening(f.p, o, tcp).frame(),
-			"fragment":         fragment(via(opening(f.p, o, udp)).frame(), 64, true),
+			"first fragment":   fragment(via(opening(f.p, o, udp)).frame(), 0, true),
 			"another protocol": withProto(via(opening(f.p, o, udp)).frame(), 47),
 			"nobody's address": via(opening(f.p, withAddr(o, pick(six, netip.MustParseAddr("10.2.7.7"), netip.MustParseAddr("fd00:2::7777"))), tcp)).frame(),
 		} {
 			w.sub(name, func(w *world) { w.utter(epP, frame, isolated) })
 		}
+		w.utter(epP, fragment(via(opening(f.p, o, udp)).frame(), 64, true), parked())
 		w.sub("the other gateway is a service of the host", func(w *world) {
 			p := opening(f.p, w.gate(net2, six, 22).via(f.gw), tcp)
 			w.say(epP, p, handed())
@@ -285,15 +287,16 @@ func TestFromEndpointInternal(t *testing.T) {
 			"a flow from before":    before.frame(),
 			"ping":                  opening(f.p.at(7), beyond, f.icmp).frame(),
 			"beyond a router":       opening(f.p, withAddr(beyond, pick(six, remote4, remote6)), tcp).frame(),
-			"fragment":              fragment(opening(f.p, beyond, udp).frame(), 64, false),
+			"first fragment":        fragment(opening(f.p, beyond, udp).frame(), 0, true),
 			"another protocol":      withProto(opening(f.p, beyond, udp).frame(), 47),
 			"the host's uplink":     opening(f.p, f.host.at(22).via(f.gw), tcp).frame(),
 			"published":             opening(f.p, f.host.via(f.gw), tcp).frame(),
-			"the uplink, fragments": fragment(opening(f.p, f.host.via(f.gw), udp).frame(), 64, false),
+			"the uplink, fragments": fragment(opening(f.p, f.host.via(f.gw), udp).frame(), 0, true),
 			"another gateway":       opening(f.p, w.gate(net2, six, 22).via(f.gw), tcp).frame(),
 		} {
 			w.sub(name, func(w *world) { w.utter(epP, frame, no) })
 		}
+		w.utter(epP, fragment(opening(f.p, beyond, udp).frame(), 64, false), parked())
 		w.sub("another network", func(w *world) {
 			w.flags(net2, 0, isolate)
 			w.flags(net1, 0, isolate)

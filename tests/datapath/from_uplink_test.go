@@ -176,8 +176,7 @@ func TestFromUplinkUntouched(t *testing.T) {
 			"ping of the host":              opening(f.client.at(7), f.host, f.icmp).frame(),
 			"ping of a gateway":             opening(f.client.at(7), withAddr(f.host, f.gw.addr), f.icmp).frame(),
 			"a gateway's unpublished port":  to(syn, withAddr(f.host.at(22), f.gw.addr)),
-			"first fragment":                fragment(datagram.frame(), 0, true),
-			"later fragment":                fragment(datagram.frame(), 64, false),
+			"first fragment":                fragment(to(datagram, f.host.at(9)), 0, true),
 			"another protocol":              withProto(datagram.frame(), 47),
 			"broadcast frame":               withMACs(datagram.frame(), net.HardwareAddr(broadcastMAC), nil),
 			"multicast frame":               withMACs(syn.frame(), net.HardwareAddr{1, 0, 0x5e, 1, 2, 3}, nil),
@@ -203,6 +202,7 @@ func TestFromUplinkUntouched(t *testing.T) {
 		for name, frame := range cases {
 			w.sub(name, func(w *world) { w.check(w.objs.FromUplink, w.uplink, frame, passed()) })
 		}
+		w.check(w.objs.FromUplink, w.uplink, fragment(datagram.frame(), 64, false), passed().keeping())
 		established, half := w.tables()
 		require.Zero(w.t, established+half, "flows made")
 		w.arrive(syn, sent(w.inside(syn, f.s).frame()))
@@ -300,12 +300,13 @@ func TestFromUplinkRouted(t *testing.T) {
 		for name, frame := range map[string][]byte{
 			"unpublished port":   opening(f.client, f.s.at(81).via(f.host), tcp).frame(),
 			"mid-connection":     packet{from: f.client.at(9), to: f.s.via(f.host), proto: tcp}.frame(),
-			"fragment":           fragment(opening(f.client, f.s.via(f.host), udp).frame(), 64, true),
+			"first fragment":     fragment(opening(f.client, f.s.at(81).via(f.host), udp).frame(), 0, true),
 			"another container":  opening(f.client, f.p.at(80).via(f.host), tcp).frame(),
 			"not routed network": opening(f.client, w.end(epO, six, 80).via(f.host), f.icmp).frame(),
 		} {
 			w.sub(name, func(w *world) { w.check(w.objs.FromUplink, w.uplink, frame, direct) })
 		}
+		w.check(w.objs.FromUplink, w.uplink, fragment(opening(f.client, f.s.via(f.host), udp).frame(), 64, true), parked())
 		// What the world sends in a container's name would be believed by it.
 		for name, a := range map[string]netip.Addr{
 			"martian: a neighbour":       f.p.addr,

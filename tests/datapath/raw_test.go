@@ -82,19 +82,34 @@ func withHeader(frame []byte, kind byte, header []byte) []byte {
 	return b
 }
 
-// fragment marks the frame as one: offset in units of 8 bytes.
+var fragments uint16 // made so far: no two belong to one datagram
+
+// fragment marks the frame as one, of a datagram of its own: offset in units of 8 bytes.
+// If more are to come it is as long as it has to be, a multiple of 8 bytes behind the
+// IP header, or behind the fragment header.
 func fragment(frame []byte, offset uint16, more bool) []byte {
+	fragments++
+	field, before := 16, ip4Len // of the length, and what it counts before the payload
+	if isSix(frame) {
+		field, before = 18, 0
+	}
+	length := int(binary.BigEndian.Uint16(frame[field:]))
+	if odd := (length - before) % 8; more && odd > 0 {
+		frame = slices.Concat(frame, make([]byte, 8))
+		binary.BigEndian.PutUint16(frame[field:], uint16(length+8-odd))
+	}
 	if isSix(frame) {
 		word := offset << 3
 		if more {
 			word |= 1
 		}
-		return withHeader(frame, 44, binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16([]byte{0, 0}, word), 7))
+		return withHeader(frame, 44, binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16([]byte{0, 0}, word), uint32(fragments)))
 	}
 	return edited(frame, func(b []byte) {
 		if more {
 			offset |= 0x2000
 		}
+		binary.BigEndian.PutUint16(b[18:], fragments)
 		binary.BigEndian.PutUint16(b[20:], offset)
 	})
 }

@@ -145,7 +145,10 @@ func TestSpoofSource(t *testing.T) {
 			}
 			w.forged(cases)
 		}
-		w.genuine(kinds(f.p), handed().any())
+		own := kinds(f.p)
+		w.utter(epP, own["later fragment"], parked())
+		delete(own, "later fragment")
+		w.genuine(own, handed().any())
 		established, half := w.tables()
 		require.NotZero(w.t, established+half)
 		if six {
@@ -260,12 +263,12 @@ func TestSpoofDHCP(t *testing.T) {
 		}
 		w.forged(cases)
 		w.genuine(map[string][]byte{
-			"TCP":              packet{from: f.p.at(server), to: f.s.at(client), proto: tcp}.frame(),
-			"beside the port":  packet{from: f.p.at(server), to: f.s.at(client + 3), proto: udp}.frame(),
-			"asks":             packet{from: f.p.at(client), to: f.s.at(server), proto: udp}.frame(),
-			"asks all":         packet{from: f.p.at(client), to: everybody.at(server), proto: udp}.frame(),
-			"a later fragment": fragment(packet{from: f.p.at(server), to: f.s.at(client), proto: udp}.frame(), 64, false),
+			"TCP":             packet{from: f.p.at(server), to: f.s.at(client), proto: tcp}.frame(),
+			"beside the port": packet{from: f.p.at(server), to: f.s.at(client + 3), proto: udp}.frame(),
+			"asks":            packet{from: f.p.at(client), to: f.s.at(server), proto: udp}.frame(),
+			"asks all":        packet{from: f.p.at(client), to: everybody.at(server), proto: udp}.frame(),
 		}, handed().any())
+		w.utter(epP, fragment(packet{from: f.p.at(server), to: f.s.at(client), proto: udp}.frame(), 64, false), parked())
 		if !six {
 			none := withAddr(f.p, netip.IPv4Unspecified())
 			discover := packet{from: none.at(68), to: everybody.at(67), proto: udp}
