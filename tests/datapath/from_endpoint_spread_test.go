@@ -21,7 +21,7 @@ func (w *world) tap(device string) int {
 		require.NoError(w.t, netlink.LinkSetUp(l))
 	}
 	// Before that the kernel sends nothing out of them. Eventually asks on a thread of its own.
-	here, err := netlink.NewHandle()
+	here, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	require.NoError(w.t, err)
 	defer here.Close()
 	for _, name := range []string{device, device + "x"} {

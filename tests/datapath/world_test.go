@@ -72,8 +72,8 @@ var (
 	client4, client6 = netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("2001:db8:113::2")
 )
 
-// newWorld loads the programs and fills the tables as drawn, in a namespace of
-// the test's own. The test's goroutine stays on its thread.
+// newWorld fills the programs' tables as drawn, in a namespace of the test's own.
+// The test's goroutine stays on its thread.
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	require.Zero(t, unix.Geteuid(), "needs root")
@@ -81,15 +81,7 @@ func newWorld(t testing.TB) *world {
 	runtime.LockOSThread() // and never unlocked: the thread dies with the test
 	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
 
-	spec, err := loader.LoadBPF()
-	require.NoError(t, err)
-	for _, m := range spec.Maps {
-		m.Pinning = ebpf.PinNone
-	}
-	w := &world{t: t, bridges: map[uint32]int{}, bridgeMAC: map[uint32]net.HardwareAddr{}, containers: map[uint32]container{}}
-	require.NoError(t, spec.LoadAndAssign(&w.objs, nil))
-	t.Cleanup(func() { w.objs.Close() })
-
+	w := &world{t: t, objs: load(t), bridges: map[uint32]int{}, bridgeMAC: map[uint32]net.HardwareAddr{}, containers: map[uint32]container{}}
 	w.hostMAC, w.clientMAC = mac(0xee, 1), mac(0xee, 2)
 	w.uplink = w.device("uplink", w.hostMAC)
 	for number := range uint32(2) {
