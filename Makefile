@@ -11,7 +11,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test unit generate fmt vet lint fresh deps soak lab-shell verifier cost readme clean
+.PHONY: help all build demo test unit generate fmt vet lint fresh deps soak lab-shell verifier cost vm vm-deps insns readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,11 +52,21 @@ fresh: generate ## the committed objects are what the C gives
 deps: ## what the tests need, from Debian's or Ubuntu's packages
 	@sh scripts/deps
 
-verifier: ## verified instructions per program; the log where one is refused
+verifier: go-found ## verified instructions per program, against the table; the log where one is refused
 	$(GO) run ./tests/verifier $(PROG)
 
 cost: go-found ## an established packet, here and at another commit: make cost OLD=HEAD~1
 	$(GO) run ./tests/cost $(OLD)
+
+vm: vm-deps go-found ## tests on Linux 6.1 and 6.12, in QEMU; KERNEL=6.1 PKG=./loader RUN=TestX for some
+	@PATH="$(dir $(GO)):$$PATH" $(GO) run ./tests/kernellab $(if $(KERNEL),-kernel $(KERNEL)) $(if $(PKG),-pkg $(PKG)) $(if $(RUN),-run '$(RUN)') $(VMFLAGS)
+
+insns: vm-deps go-found ## writes the table of verified instructions, for this kernel and the lab's
+	$(GO) run ./tests/verifier -update
+	@PATH="$(dir $(GO)):$$PATH" $(GO) run ./tests/kernellab -insns
+
+vm-deps: ## QEMU, and Debian's kernels into the cache
+	@sh scripts/kernels
 
 lab-shell: go-found ## a shell in a host of its own: client, uplink, store, pins, cgroup
 	$(GO) run ./tests/lab/shell

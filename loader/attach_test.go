@@ -13,6 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/bpfnet/bpfnet/tests/needs"
 )
 
 // Both kinds keep the same promises.
@@ -21,6 +23,8 @@ func eachKind(t *testing.T, f func(t *testing.T, kind string)) {
 		t.Run(kind, func(t *testing.T) {
 			if kind == KindClsact {
 				t.Setenv(NoTCX, "1")
+			} else {
+				needs.Linux(t, 6, 6, "TCX")
 			}
 			newNetns(t)
 			f(t, kind)
@@ -129,6 +133,7 @@ func TestAttachReplaces(t *testing.T) {
 }
 
 func TestAttachAgainAfterForce(t *testing.T) {
+	needs.Linux(t, 6, 6, "TCX")
 	newNetns(t)
 	pins, m := testPins(t), newCounter(t)
 	prog := counting(t, "from_lo", m)
@@ -154,6 +159,7 @@ func TestAttachAgainAfterForce(t *testing.T) {
 }
 
 func TestAttachIsLast(t *testing.T) {
+	needs.Linux(t, 6, 6, "TCX")
 	newNetns(t)
 	pins, m := testPins(t), newCounter(t)
 	other, err := link.AttachTCX(link.TCXOptions{Interface: 1, Program: counting(t, "other", m), Attach: ebpf.AttachTCXIngress})

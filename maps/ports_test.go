@@ -293,7 +293,8 @@ func TestPortsAfterCrash(t *testing.T) {
 }
 
 // Loose bounds, five times what a machine of two slow cores takes, of the process's
-// own time: what others do on the machine does not count.
+// own time: what others do on the machine does not count. None with -short: where the
+// machine is emulated.
 func TestPortsAreFast(t *testing.T) {
 	p := newTables(t).Ports
 	used := func() time.Duration {
@@ -307,7 +308,9 @@ func TestPortsAreFast(t *testing.T) {
 		require.NoError(t, f())
 		took := used() - start
 		t.Logf("%-28s %s", what, took)
-		require.Less(t, took, limit, what)
+		if !testing.Short() {
+			require.Less(t, took, limit, what)
+		}
 	}
 	all := Binding{TCP, any4, 5000, 60000, 1}
 	timed("publish 60,000", 10*time.Millisecond, func() error { return p.Publish(all) })

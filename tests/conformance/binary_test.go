@@ -32,9 +32,13 @@ var built struct {
 	err  error
 }
 
-// binary is the path of the real program, built once, which every user may execute.
+// binary is the path of the real program, which every user may execute: that of
+// BPFNET_BINARY, where there is no Go, or built once.
 func binary(t testing.TB) string {
 	t.Helper()
+	if path := os.Getenv("BPFNET_BINARY"); path != "" {
+		return path
+	}
 	built.once.Do(func() {
 		if built.dir, built.err = os.MkdirTemp("", "bpfnet-binary"); built.err != nil {
 			return
