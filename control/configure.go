@@ -22,15 +22,14 @@ func (o *op) configure(flags *Config) error {
 		return err
 	}
 	old := h.Config
-	if next.FlowTableSize != old.FlowTableSize {
-		return invalid("flow-table-size: %d; another size would end all connections: uninstall and init again", old.FlowTableSize)
-	}
-	if old.HalfOpenTableSize != 0 && next.HalfOpenTableSize != old.HalfOpenTableSize {
-		return invalid("half-open-table-size: %d; another size would end all connections: uninstall and init again", old.HalfOpenTableSize)
-	}
 	h.Flags, h.Config = merged, next
 	if err := o.changeDefault(&old, &next); err != nil {
 		return err
+	}
+	if next.FlowTableSize != old.FlowTableSize || next.HalfOpenTableSize != old.HalfOpenTableSize {
+		if err := o.resizeTables(); err != nil {
+			return err
+		}
 	}
 	if err := o.writeSettings(); err != nil {
 		return err

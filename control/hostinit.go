@@ -182,28 +182,25 @@ func (m *Manager) unsettled(h *hostRecord) (string, error) {
 
 // loadPrograms makes the kernel have this binary's programs and maps. It upgrades.
 func (o *op) loadPrograms() error {
+	if err := o.load(); err != nil {
+		return priced(err)
+	}
+	return o.writeSettings()
+}
+
+func (o *op) load() error {
 	ns, err := o.hostNetns()
 	if err != nil {
 		return err
 	}
-	opts := loader.Options{
-		BPFFS: o.host.BPFFS,
-		Sizes: loader.Sizes{FlowTable: o.host.Config.FlowTableSize, HalfOpen: o.host.Config.HalfOpenTableSize},
-	}
-	err = ns.Do(func() error {
-		obj, err := loader.Load(opts)
+	return ns.Do(func() error {
+		obj, err := loader.Load(o.loaderOptions())
 		if err != nil {
 			return err
 		}
-		if n := len(obj.Replaced); n > 0 {
-			o.did("programs: %d attachments upgraded", n)
-		}
+		o.loaded(obj)
 		return obj.Close()
 	})
-	if err != nil {
-		return err
-	}
-	return o.writeSettings()
 }
 
 func (o *op) armSweep() error {

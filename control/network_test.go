@@ -120,7 +120,6 @@ func TestConfiguration(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, n.ICC)
 	require.ErrorContains(t, l.m.Init(&Config{BIP: "10.10.0.1/24"}), "bip: cannot change from 10.9.0.1/24 to 10.10.0.1/24 now: network bridge has active endpoints (web)")
-	require.ErrorContains(t, l.m.Init(&Config{FlowTableSize: 2048}), "flow-table-size")
 	require.ErrorIs(t, l.m.Init(&Config{MasqueradePorts: "5-4"}), ErrInvalid)
 
 	// Live.
@@ -140,6 +139,19 @@ func TestConfiguration(t *testing.T) {
 	require.InDelta(t, 90*time.Second, live.Timeouts.UDP, float64(2*time.Second))
 	require.InDelta(t, 10*time.Hour, live.Timeouts.TCPEstablished, float64(2*time.Second))
 	require.InDelta(t, time.Minute, live.Timeouts.ICMP, float64(2*time.Second))
+	require.NoError(t, l.m.Init(&Config{FlowTableSize: 2048, HalfOpenTableSize: 512}))
+	require.Equal(t, live, settings())
+	st, err := l.m.Status()
+	require.NoError(t, err)
+	require.Empty(t, st.Problems)
+	for _, table := range st.Tables {
+		if size, ok := map[string]int{"flows4": 4096, "flows6": 4096, "half4": 1024, "half6": 1024}[table.Name]; ok {
+			require.Equal(t, size, table.Size, table.Name)
+		}
+	}
+	lines, err := l.m.Reconcile()
+	require.NoError(t, err)
+	require.Empty(t, lines)
 
 	require.NoError(t, l.m.RemoveContainer("web"))
 	require.NoError(t, l.m.Init(&Config{BIP: "10.10.0.1/24", FixedCIDR: "10.10.0.128/25"}))

@@ -29,6 +29,7 @@ type op struct {
 	// transaction does not commit: a failure is mended by reconcile.
 	rebuild     bool
 	reconciling bool
+	dropFlows   bool           // what cannot be carried over may end
 	after       []func() error // once it has committed
 
 	ns    *netns.NS
@@ -210,6 +211,9 @@ func (o *op) hostNetns() (*netns.NS, error) {
 // tables are the kernel's maps.
 func (o *op) tables() (*maps.Tables, error) {
 	if o.table == nil {
+		if err := loader.Fits(loader.Options{BPFFS: o.host.BPFFS}); err != nil {
+			return nil, err
+		}
 		src, err := loader.OpenMaps(loader.Options{BPFFS: o.host.BPFFS})
 		if err != nil {
 			return nil, err

@@ -20,7 +20,10 @@ import (
 
 // Reconcile makes the kernel match the store and says what it had to do, a line
 // each. What cannot be restored is in the error; all else has been done.
-func (m *Manager) Reconcile() ([]string, error) {
+func (m *Manager) Reconcile() ([]string, error) { return m.ReconcileWith(ReconcileOptions{}) }
+
+// ReconcileWith is Reconcile with options.
+func (m *Manager) ReconcileWith(opts ReconcileOptions) ([]string, error) {
 	if _, err := os.Stat(m.storePath()); errors.Is(err, fs.ErrNotExist) {
 		return nil, m.Init(nil)
 	}
@@ -42,7 +45,10 @@ func (m *Manager) Reconcile() ([]string, error) {
 	if _, err := m.unsettled(h); err != nil {
 		return nil, err
 	}
-	o, err := m.try(db, (*op).reconcile)
+	o, err := m.try(db, func(o *op) error {
+		o.dropFlows = opts.DropFlows
+		return o.reconcile()
+	})
 	if err == nil && len(o.problems) > 0 {
 		err = errors.New(strings.Join(o.problems, "; "))
 	}

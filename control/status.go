@@ -4,6 +4,7 @@ package control
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -51,6 +52,10 @@ func (o *op) status(s *Status) error {
 		s.problem("%s: run bpfnet reconcile", why)
 	}
 	t, err := o.tables()
+	if errors.Is(err, loader.ErrLayout) {
+		s.problem("%v", err)
+		return nil
+	}
 	if err != nil {
 		s.problem("%v: run bpfnet reconcile", err)
 		return nil

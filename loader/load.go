@@ -19,15 +19,18 @@ type Objects struct {
 	// Replaced lists the attachments whose program Load replaced, in place.
 	Replaced []Attachment
 
+	Migration // of maps with another layout or size
+
 	logs map[string]string
 }
 
 // Load makes the kernel have this binary's maps and programs: it opens what is
-// pinned, creates what is missing, and puts the programs in the place of older
-// ones wherever those are attached, without a moment in which none is. It runs
-// in the network namespace of the calling thread, the host's.
+// pinned, creates what is missing, carries maps over that have another layout or size,
+// and puts the programs in the place of older ones wherever those are attached, without
+// a moment in which none is. It runs in the network namespace of the calling thread, the
+// host's. ArmSweep has to follow.
 //
-// ErrLayout when a pinned map cannot be used; nothing is changed then.
+// ErrLayout when a pinned map cannot be carried over; nothing is changed then.
 func Load(o Options) (*Objects, error) {
 	spec, err := LoadBPF()
 	if err != nil {
@@ -46,7 +49,10 @@ func load(spec *ebpf.CollectionSpec, digest string, o Options) (_ *Objects, err 
 	}
 	defer unlock()
 
-	m, err := createMaps(spec, o)
+	if err := resume(o.bpffs()); err != nil {
+		return nil, err
+	}
+	m, changed, err := openMaps(spec, o)
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +61,20 @@ func load(spec *ebpf.CollectionSpec, digest string, o Options) (_ *Objects, err 
 			m.Close()
 		}
 	}()
+	late := leftOver(spec, o.bpffs(), m)
+	g, err := migrate(spec, o, m, changed)
+	if err != nil {
+		return nil, err
+	}
+	if g != nil {
+		defer g.close()
+	}
+	if late != nil {
+		defer late.close()
+	}
+	if err := m.create(spec); err != nil {
+		return nil, err
+	}
 	if err := makeDir(programsDir(o.bpffs())); err != nil {
 		return nil, err
 	}
@@ -74,14 +94,38 @@ func load(spec *ebpf.CollectionSpec, digest string, o Options) (_ *Objects, err 
 			set.Close()
 		}
 	}()
-	replaced, err := replaceAll(o.bpffs(), set)
-	if err != nil {
+	objects := &Objects{Maps: m, ProgramSet: set, logs: logs}
+	if g != nil {
+		late = g.flows
+		if err = g.copy(); err == nil {
+			err = g.commit()
+		}
+		if err != nil {
+			g.resumeSweep()
+			return nil, err
+		}
+		if late != nil {
+			if err := late.freeze(); err != nil {
+				return nil, err
+			}
+		}
+		objects.Migration = g.done
+	}
+	if objects.Replaced, err = replaceAll(o.bpffs(), set); err != nil {
 		return nil, err
+	}
+	if late != nil {
+		if err := late.finish(); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.RemoveAll(oldDir(o.bpffs())); err != nil {
+		return nil, fmt.Errorf("maps %s: %w", oldDir(o.bpffs()), pathCause(err))
 	}
 	if err := choose(o.bpffs(), set); err != nil {
 		return nil, err
 	}
-	return &Objects{Maps: m, ProgramSet: set, Replaced: replaced, logs: logs}, nil
+	return objects, nil
 }
 
 // Close closes the handles; everything pinned lives on.
@@ -116,7 +160,7 @@ func Uninstall(o Options) error {
 	if err := detachAll(dir); err != nil {
 		return err
 	}
-	for _, sub := range []string{linksDir(dir), programsDir(dir), mapsDir(dir)} {
+	for _, sub := range []string{linksDir(dir), programsDir(dir), mapsDir(dir), nextDir(dir), readyDir(dir), oldDir(dir)} {
 		if err := os.RemoveAll(sub); err != nil {
 			return fmt.Errorf("bpffs %s: %w", sub, pathCause(err))
 		}

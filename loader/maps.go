@@ -8,11 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/rlimit"
 )
 
@@ -71,46 +71,106 @@ func CreateMaps(o Options) (*Maps, error) {
 	return createMaps(spec, o)
 }
 
-// createMaps also writes the sizes that it found or made into spec.
+// createMaps makes what is missing. What is pinned otherwise is an error.
 func createMaps(spec *ebpf.CollectionSpec, o Options) (*Maps, error) {
+	m, changed, err := openMaps(spec, o)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range changed {
+		c.old.Close()
+		if err == nil {
+			path := filepath.Join(m.dir, c.spec.Name)
+			err = fmt.Errorf("map %s: %w (%s)", path, ErrLayout, c.why)
+		}
+	}
+	if err == nil {
+		err = m.create(spec)
+	}
+	if err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// change is a pinned map that is not as the spec says.
+type change struct {
+	spec *ebpf.MapSpec
+	old  *ebpf.Map
+	why  string
+}
+
+// openMaps opens the pinned maps that fit, and those that do not; it makes none. It
+// writes the sizes that it finds into spec.
+func openMaps(spec *ebpf.CollectionSpec, o Options) (m *Maps, changed []change, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("memlock limit: %w", err)
+		return nil, nil, fmt.Errorf("memlock limit: %w", err)
 	}
 	dir := mapsDir(o.bpffs())
 	if err := Mount(o.bpffs()); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := makeDir(dir); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	fixed := o.Sizes.apply(spec)
-	m := &Maps{dir: dir, open: make(map[string]*ebpf.Map)}
-	// All that are there first: ErrLayout leaves nothing new behind.
-	var absent []*ebpf.MapSpec
+	m = &Maps{dir: dir, open: make(map[string]*ebpf.Map)}
+	defer func() {
+		if err != nil {
+			m.Close()
+			closeOld(changed)
+		}
+	}()
 	for name, ms := range spec.Maps {
 		if ms.Pinning != ebpf.PinByName {
 			continue
 		}
-		em, err := openMap(ms, dir, resizable[name] && !fixed[name])
+		path := filepath.Join(dir, name)
+		em, err := ebpf.LoadPinnedMap(path, nil)
 		if errors.Is(err, fs.ErrNotExist) {
-			absent = append(absent, ms)
 			continue
 		}
 		if err != nil {
-			m.Close()
-			return nil, err
+			return nil, nil, fmt.Errorf("map %s: %s: %w", name, path, err)
+		}
+		if resizable[name] && !fixed[name] {
+			ms.MaxEntries = em.MaxEntries()
+		}
+		why, err := difference(ms, em)
+		if err != nil {
+			em.Close()
+			return nil, nil, fmt.Errorf("map %s: %w", path, err)
+		}
+		if why != "" {
+			changed = append(changed, change{ms, em, why})
+		} else {
+			m.open[name] = em
+		}
+	}
+	slices.SortFunc(changed, func(a, b change) int { return strings.Compare(a.spec.Name, b.spec.Name) })
+	return m, changed, nil
+}
+
+func closeOld(changed []change) {
+	for _, c := range changed {
+		c.old.Close()
+	}
+}
+
+// create makes the maps that are neither open nor pinned.
+func (m *Maps) create(spec *ebpf.CollectionSpec) error {
+	for name, ms := range spec.Maps {
+		if ms.Pinning != ebpf.PinByName || m.open[name] != nil {
+			continue
+		}
+		em, err := ebpf.NewMapWithOptions(ms, ebpf.MapOptions{PinPath: m.dir})
+		if err != nil {
+			return fmt.Errorf("map %s: %w", name, err)
 		}
 		m.open[name] = em
 	}
-	for _, ms := range absent {
-		em, err := ebpf.NewMapWithOptions(ms, ebpf.MapOptions{PinPath: dir})
-		if err != nil {
-			m.Close()
-			return nil, fmt.Errorf("map %s: %w", ms.Name, err)
-		}
-		m.open[ms.Name] = em
-	}
-	return m, nil
+	return nil
 }
 
 // The maps whose size Sizes sets.
@@ -119,62 +179,34 @@ var resizable = map[string]bool{
 	BPFMapSlots: true, BPFMapFreeSlots: true,
 }
 
-// openMap opens a pinned map that fits ms; fs.ErrNotExist when there is none.
-func openMap(ms *ebpf.MapSpec, dir string, anySize bool) (*ebpf.Map, error) {
-	path := filepath.Join(dir, ms.Name)
-	em, err := ebpf.LoadPinnedMap(path, nil)
-	if err != nil {
-		return nil, fmt.Errorf("map %s: %s: %w", ms.Name, path, err)
-	}
-	if anySize {
-		ms.MaxEntries = em.MaxEntries()
-	}
-	err = ms.Compatible(em)
-	if err == nil {
-		err = sameStructs(ms, em)
-	}
-	if err != nil {
-		em.Close()
-		diff := strings.TrimSuffix(err.Error(), ": "+ebpf.ErrMapIncompatible.Error())
-		return nil, fmt.Errorf("map %s: %w (%s): uninstall and init again, which ends all connections", path, ErrLayout, diff)
-	}
-	return em, nil
-}
-
-// sameStructs compares the fields of keys and values, of which sizes tell only
-// half: the kernel keeps the type information of the map. Maps without are
-// taken as they are.
-func sameStructs(ms *ebpf.MapSpec, em *ebpf.Map) error {
-	handle, err := em.Handle()
-	if err != nil {
+// Fits says whether the pinned maps are as this binary reads and writes them: nil when
+// they are, or when there are none. It looks only when another build's programs are
+// loaded. ErrLayout: Load mends it.
+func Fits(o Options) error {
+	set, err := OpenPrograms(o)
+	if errors.Is(err, ErrNotLoaded) {
 		return nil
 	}
-	defer handle.Close()
-	pinned, err := handle.Spec(nil)
 	if err != nil {
-		return fmt.Errorf("type information: %w", err)
+		return err
 	}
-	for _, typ := range []btf.Type{ms.Key, ms.Value} {
-		want, ok := typ.(*btf.Struct)
-		if !ok {
-			continue
-		}
-		var have *btf.Struct
-		if err := pinned.TypeByName(want.Name, &have); err != nil {
-			return fmt.Errorf("struct %s: %w", want.Name, err)
-		}
-		var format btf.GoFormatter
-		now, err := format.TypeDeclaration(want.Name, want)
-		if err != nil {
-			return err
-		}
-		then, err := format.TypeDeclaration(want.Name, have)
-		if err != nil {
-			return err
-		}
-		if now != then {
-			return fmt.Errorf("struct %s has other fields", want.Name)
-		}
+	defer set.Close()
+	if set.Digest() == Digest() {
+		return nil
+	}
+	spec, err := LoadBPF()
+	if err != nil {
+		return fmt.Errorf("object: %w", err)
+	}
+	m, changed, err := openMaps(spec, Options{BPFFS: o.BPFFS})
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	defer closeOld(changed)
+	if len(changed) > 0 {
+		c := changed[0]
+		return fmt.Errorf("map %s: %w (%s): of another build of bpfnet: run bpfnet reconcile, of the newer one", filepath.Join(m.dir, c.spec.Name), ErrLayout, c.why)
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ var (
 	ErrNotLoaded = errors.New("not loaded")
 
 	// ErrLayout says that a pinned map does not have the layout, or the size,
-	// that this binary was asked for.
+	// that this binary was asked for, and cannot be carried over.
 	ErrLayout = errors.New("pinned with another layout")
 )
 
@@ -29,13 +29,16 @@ type Options struct {
 
 	Sizes Sizes
 
+	// DropFlows lets Load end all flows, and start maps empty, when a map cannot be
+	// carried over to this binary's layout.
+	DropFlows bool
+
 	// Log asks the verifier for a log of programs that pass; see Objects.VerifierLog.
 	Log ebpf.LogLevel
 }
 
 // Sizes are entries of the flow tables, per family. Zero keeps what is pinned,
-// or else what the object says; any other value that differs from what is
-// pinned is ErrLayout.
+// or else what the object says; by any other value Load makes the tables anew.
 type Sizes struct {
 	FlowTable int // established flows; each takes two entries, and a slot of the sweep's list
 	HalfOpen  int // half-open flows; each takes two entries

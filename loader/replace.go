@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -24,6 +25,11 @@ func replaceAll(pins string, set *ProgramSet) ([]Attachment, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The world last: it may not find a program that knows less than those behind it.
+	slices.SortStableFunc(records, func(a, b record) int {
+		last := func(r record) int { return map[bool]int{true: 1}[r.program == BPFProgFromUplink] }
+		return last(a) - last(b)
+	})
 	var replaced []Attachment
 	for _, r := range records {
 		prog, err := set.Program(r.program)

@@ -11,16 +11,19 @@ import (
 )
 
 func reconcileCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var opts control.ReconcileOptions
+	cmd := &cobra.Command{
 		Use:   "reconcile",
 		Short: "Make the kernel match what was asked for",
 		Long: `Compare what was asked for with what the kernel has, mend what differs and say it, a
-line each. A newer bpfnet puts its programs in place of older ones so.`,
-		Example: "  bpfnet reconcile",
+line each. A newer bpfnet puts its programs in place of older ones so: no packet is lost,
+and connections go on. Should it not be able to carry them over, it says so, and changes
+nothing without --drop-flows.`,
+		Example: "  bpfnet reconcile\n  bpfnet reconcile --drop-flows",
 		Args:    wantsNothing,
 		RunE: func(_ *cobra.Command, _ []string) error {
 			return a.with(func(m *control.Manager) error {
-				steps, err := m.Reconcile()
+				steps, err := m.ReconcileWith(opts)
 				if err != nil {
 					return err
 				}
@@ -34,4 +37,6 @@ line each. A newer bpfnet puts its programs in place of older ones so.`,
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&opts.DropFlows, "drop-flows", false, "upgrade though all connections end by it")
+	return cmd
 }

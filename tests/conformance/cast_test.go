@@ -217,13 +217,13 @@ func works(from *netns.NS, to string) func() error {
 	}
 }
 
-// drops is how many packets were dropped for a reason so far.
+// drops is how many packets were dropped for a reason so far, "" for any.
 func (c *cast) drops(reason string) (n uint64) {
 	c.t.Helper()
 	status, err := c.m.Status()
 	require.NoError(c.t, err)
 	for _, d := range status.Drops {
-		if d.Reason == reason {
+		if reason == "" || d.Reason == reason {
 			n += d.Packets
 		}
 	}
