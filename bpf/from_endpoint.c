@@ -224,12 +224,10 @@ static __noinline int spread(struct __sk_buff *skb, struct scratch *s)
 }
 
 /* A unicast packet with a tuple, an error, or neither. */
-__noinline int unicast_packet(struct __sk_buff *skb, struct scratch *s)
+static __always_inline int unicast_packet(struct __sk_buff *skb, struct scratch *s)
 {
 	int err;
 
-	if (!s)
-		return DROP;
 	err = s->packet.kind == PACKET_ICMP ? related(skb, s) : known(skb, s);
 	if (err != MISS)
 		return err;
@@ -247,7 +245,7 @@ static __always_inline int from_endpoint_slow(struct __sk_buff *skb)
 	struct network *n;
 	struct scratch *s;
 	struct packet *p;
-	bool cannot_be;
+	bool cannot_be, fragmented;
 	int err;
 
 	if (!device || device->kind != DEVICE_ENDPOINT)
@@ -299,14 +297,15 @@ static __always_inline int from_endpoint_slow(struct __sk_buff *skb)
 		return drop(skb, REASON_LOOPBACK);
 	if (addr_unspecified(&p->daddr))
 		return drop(skb, REASON_MALFORMED);
-	if (p->kind != PACKET_FRAGMENT)
-		return unicast_packet(skb, s);
-	if (p->frag_off) {
+	if (p->kind == PACKET_FRAGMENT && p->frag_off) {
 		err = followed(p) ? later_fragment(skb, s, DROP) : MISS;
 		return err != MISS ? err : pass_untracked(skb, s);
 	}
-	p->kind = p->whole;
-	return first_fragment(skb, s, unicast_packet(skb, s));
+	fragmented = p->kind == PACKET_FRAGMENT;
+	if (fragmented)
+		p->kind = p->whole;
+	err = unicast_packet(skb, s);
+	return fragmented ? first_fragment(skb, s, err) : err;
 }
 
 SEC("tc")

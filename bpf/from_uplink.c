@@ -140,16 +140,13 @@ static __always_inline bool routed(const struct addr *a)
 }
 
 /* A packet with a tuple, an error, or neither. */
-__noinline int world_packet(struct __sk_buff *skb, struct scratch *s, __u32 local)
+static __always_inline int world_packet(struct __sk_buff *skb, struct scratch *s, __u32 local)
 {
+	struct packet *p = &s->packet;
 	__u32 rule, network;
-	struct packet *p;
 	struct owner *o;
 	int err;
 
-	if (!s)
-		return PASS;
-	p = &s->packet;
 	err = p->kind == PACKET_ICMP ? related(skb, s) : known(skb, s);
 	if (err != MISS)
 		return err;
@@ -178,6 +175,7 @@ static __always_inline int from_uplink_slow(struct __sk_buff *skb, __u32 l2)
 {
 	struct scratch *s;
 	struct packet *p;
+	bool fragmented;
 	__u32 local;
 	int err;
 
@@ -190,19 +188,19 @@ static __always_inline int from_uplink_slow(struct __sk_buff *skb, __u32 l2)
 	if (addr_loopback(&p->daddr))
 		return drop(skb, REASON_LOOPBACK);
 	local = host_addr(&p->daddr);
-	if (p->kind != PACKET_FRAGMENT || !followed(p))
-		return world_packet(skb, s, local);
-	if (!p->frag_off) {
+	fragmented = p->kind == PACKET_FRAGMENT && followed(p);
+	if (fragmented && p->frag_off) {
+		/* The host's own stack gets what may be its, and forgets what is not. */
+		err = local ? later_fragment(skb, s, PASS) :
+		      routed(&p->daddr) ? later_fragment(skb, s, DROP) : MISS;
+		if (err != MISS)
+			return err;
+		fragmented = false;
+	} else if (fragmented) {
 		p->kind = p->whole;
-		err = world_packet(skb, s, local);
-		return local || err != PASS ? first_fragment(skb, s, err) : err;
 	}
-	/* The host's own stack gets what may be its, and forgets what is not. */
-	if (local)
-		err = later_fragment(skb, s, PASS);
-	else
-		err = routed(&p->daddr) ? later_fragment(skb, s, DROP) : MISS;
-	return err != MISS ? err : world_packet(skb, s, local);
+	err = world_packet(skb, s, local);
+	return fragmented && (local || err != PASS) ? first_fragment(skb, s, err) : err;
 }
 
 SEC("tc")

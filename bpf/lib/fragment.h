@@ -178,13 +178,25 @@ static __noinline enum recorded record(struct datagram *d, const struct packet *
 	return d->total && d->got == d->total ? RECORDED_LAST : RECORDED;
 }
 
+static __always_inline bool can_park(__u32 len)
+{
+	return len && len <= PARKED_BYTES;
+}
+
+/* A length for which can_park holds, so that each verifier sees it: by a mask. */
+static __always_inline __u32 parked_len(__u32 len)
+{
+	asm volatile("" : "+r"(len));
+	return ((len - 1) & (PARKED_BYTES - 1)) + 1;
+}
+
 /* Keeps the packet until the first fragment of its datagram comes. */
 static __noinline void park(struct __sk_buff *skb, struct assembly *a, const struct packet *p)
 {
 	struct datagram *d = datagram(a);
 	__u32 len = p->len;
 
-	if (!len || len > PARKED_BYTES || bpf_skb_load_bytes(skb, p->l2, a->parked.bytes, len)) {
+	if (!can_park(len) || bpf_skb_load_bytes(skb, p->l2, a->parked.bytes, parked_len(len))) {
 		drop(skb, REASON_FRAGMENT);
 		return;
 	}
@@ -211,11 +223,9 @@ static __noinline long overwrite(struct __sk_buff *skb, __u32 l2, const struct p
 {
 	__u32 len = parked->len;
 
-	if (!len || len > PARKED_BYTES)
+	if (!can_park(len) || bpf_skb_change_tail(skb, l2 + len, 0))
 		return -1;
-	if (bpf_skb_change_tail(skb, l2 + len, 0))
-		return -1;
-	return bpf_skb_store_bytes(skb, l2, parked->bytes, len, BPF_F_RECOMPUTE_CSUM);
+	return bpf_skb_store_bytes(skb, l2, parked->bytes, parked_len(len), BPF_F_RECOMPUTE_CSUM);
 }
 
 struct replay {
@@ -249,7 +259,7 @@ static __noinline void replay(struct __sk_buff *skb, struct assembly *a, struct 
 	struct replay r = { .skb = skb, .a = a, .d = d, .l2 = l2 };
 	__u8 macs[12], was[12];
 
-	if (!len || len > PARKED_BYTES || bpf_skb_load_bytes(skb, l2, a->parked.bytes, len) ||
+	if (!can_park(len) || bpf_skb_load_bytes(skb, l2, a->parked.bytes, parked_len(len)) ||
 	    bpf_skb_load_bytes(skb, 0, was, sizeof(was)))
 		return;
 	a->parked.len = len;

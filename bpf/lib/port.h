@@ -176,10 +176,10 @@ struct port_search {
 	struct scratch *s;
 	__u32 owner;
 	__u32 start;
-	__u32 world;
-	__u32 exclusive;		/* a UDP socket's: among the random ones, not another's */
 	__u32 turn;			/* of try_port */
-	__u32 result;
+	__u8 world;
+	__u8 exclusive;			/* a UDP socket's: among the random ones, not another's */
+	__u16 result;
 };
 
 /* Enters s->flow with s->flow.sport, if that port is free. Returns a reason; NO_PORT: it

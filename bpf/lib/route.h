@@ -11,7 +11,9 @@
 
 static __always_inline __u32 host_addr(const struct addr *a)
 {
-	__u32 *ifindex = bpf_map_lookup_elem(&host_addrs, a);
+	/* Before 6.2 a map takes no key from a global function's argument. */
+	struct addr key = *a;
+	__u32 *ifindex = bpf_map_lookup_elem(&host_addrs, &key);
 
 	return ifindex ? *ifindex : 0;
 }

@@ -159,22 +159,24 @@ func TestSweepChanged(t *testing.T) {
 // A full table costs nobody a flow: the new one stays half-open, works on, is counted, and
 // moves when there is room.
 func TestTableFull(t *testing.T) {
-	for six, full := range map[bool]loader.BPFCounter{false: loader.BPFCounterCOUNTER_FULL_FLOWS4, true: loader.BPFCounterCOUNTER_FULL_FLOWS6} {
-		w := newWorld(t)
-		w.configure(func(c *loader.BPFConfig) { c.Slots = 1 })
-		first, second := w.dialog(six, tcp, 48000), w.dialog(six, tcp, 48001)
-		first.open()
-		second.in("S", 100, 0)
-		second.out("SA", 500, 101)
-		second.in("A", 101, 501)
-		second.in("A", 101, 501)
-		second.out("A", 501, 101)
-		w.expect(2, 2, "one established, one half-open")
-		require.EqualValues(t, 2, w.counter(full))
-		first.in("A", 101, 501)
-		w.configure(func(c *loader.BPFConfig) { c.Slots = 2 })
-		second.in("A", 101, 501)
-		w.expect(4, 0, "both established")
-		require.EqualValues(t, 2, w.counter(full))
+	for name, full := range map[string]loader.BPFCounter{"IPv4": loader.BPFCounterCOUNTER_FULL_FLOWS4, "IPv6": loader.BPFCounterCOUNTER_FULL_FLOWS6} {
+		t.Run(name, func(t *testing.T) {
+			w, six := newWorld(t), name == "IPv6"
+			w.configure(func(c *loader.BPFConfig) { c.Slots = 1 })
+			first, second := w.dialog(six, tcp, 48000), w.dialog(six, tcp, 48001)
+			first.open()
+			second.in("S", 100, 0)
+			second.out("SA", 500, 101)
+			second.in("A", 101, 501)
+			second.in("A", 101, 501)
+			second.out("A", 501, 101)
+			w.expect(2, 2, "one established, one half-open")
+			require.EqualValues(t, 2, w.counter(full))
+			first.in("A", 101, 501)
+			w.configure(func(c *loader.BPFConfig) { c.Slots = 2 })
+			second.in("A", 101, 501)
+			w.expect(4, 0, "both established")
+			require.EqualValues(t, 2, w.counter(full))
+		})
 	}
 }
