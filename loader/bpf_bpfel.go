@@ -492,7 +492,7 @@ type BPFScratch struct {
 		L2       uint8
 		DstMac   [6]uint8
 		SrcMac   [6]uint8
-		Pad      uint8
+		Refused  uint8
 	}
 	Tuple struct {
 		_      structs.HostLayout

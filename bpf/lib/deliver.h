@@ -286,7 +286,7 @@ static __noinline int deliver(struct __sk_buff *skb, struct flow *f, const struc
 		return PASS;
 	if (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6)) {
 		/* Options, extension headers and fragments have no counterpart. */
-		if (!l2 || l4 != ETH_HLEN + (family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)))
+		if (!l2 || p->more || l4 != ETH_HLEN + (family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)))
 			return drop(skb, REASON_UNSUPPORTED);
 		verdict = change_family(skb, f, proto);
 		if (verdict)

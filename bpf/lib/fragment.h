@@ -32,7 +32,8 @@ struct datagram_key {
 };
 
 enum datagram_state {
-	DATAGRAM_EARLY = 0,		/* no first fragment yet */
+	DATAGRAM_EARLY = 0,		/* no first fragment yet, */
+	DATAGRAM_UNFIT,			/* and those that came do not make one datagram that we could follow */
 	DATAGRAM_FLOW,			/* the others follow the flow of tuple */
 	DATAGRAM_HOST,			/* the host's, or of no flow: they go the way of the first */
 	DATAGRAM_DROPPED,		/* as the first was */
@@ -190,32 +191,31 @@ static __always_inline __u32 parked_len(__u32 len)
 	return ((len - 1) & (PARKED_BYTES - 1)) + 1;
 }
 
-/* Keeps the packet until the first fragment of its datagram comes. */
-static __noinline void park(struct __sk_buff *skb, struct assembly *a, const struct packet *p)
+/* Keeps the packet until the first fragment of its datagram comes. False: it cannot. */
+static __noinline bool park(struct __sk_buff *skb, struct assembly *a, const struct packet *p)
 {
 	struct datagram *d = datagram(a);
 	__u32 len = p->len;
 
-	if (!can_park(len) || bpf_skb_load_bytes(skb, p->l2, a->parked.bytes, parked_len(len))) {
-		drop(skb, REASON_FRAGMENT);
-		return;
-	}
+	if (!can_park(len) || bpf_skb_load_bytes(skb, p->l2, a->parked.bytes, parked_len(len)))
+		return false;
 	if (!d) {
 		__builtin_memset(&a->datagram, 0, sizeof(a->datagram));
 		a->datagram.tick = now();
 		bpf_map_update_elem(&datagrams, &a->key.datagram, &a->datagram, BPF_ANY);
 		d = datagram(a);
 		if (!d)
-			return;
+			return false;
 	}
-	if (record(d, p) == RECORDED_NEVER) {
-		d->state = DATAGRAM_DROPPED;
-		drop(skb, REASON_FRAGMENT);
-		return;
+	if (d->state == DATAGRAM_UNFIT || record(d, p) == RECORDED_NEVER) {
+		d->state = DATAGRAM_UNFIT;
+		return false;
 	}
 	a->parked.len = len;
-	bpf_map_update_elem(&parked_fragments, &a->key, &a->parked, BPF_ANY);
+	if (bpf_map_update_elem(&parked_fragments, &a->key, &a->parked, BPF_ANY))
+		return false;
 	count(COUNTER_FRAGMENT_PARKED);
+	return true;
 }
 
 /* Overwrites the packet from the IP header on. The link-layer header is not of its checksum. */
@@ -274,7 +274,7 @@ static __noinline void replay(struct __sk_buff *skb, struct assembly *a, struct 
 }
 
 /* The first fragment was treated as a packet of its own, with verdict ret: the others
- * will share its fate. */
+ * will share its fate. What the host gets, it judges itself: it has the early ones. */
 __noinline int first_fragment(struct __sk_buff *skb, struct scratch *s, int ret)
 {
 	struct datagram *d, *n;
@@ -288,21 +288,28 @@ __noinline int first_fragment(struct __sk_buff *skb, struct scratch *s, int ret)
 	if (!a)
 		return ret;
 	d = datagram(a);
+	if (d && ret == PASS && d->state == DATAGRAM_EARLY) {
+		d->state = DATAGRAM_HOST;
+		if (record(d, p) == RECORDED_LAST)
+			bpf_map_delete_elem(&datagrams, &a->key.datagram);
+		return ret;
+	}
 	n = &a->datagram;
 	__builtin_memset(n, 0, sizeof(*n));
 	tuple_of(&n->tuple, p);
-	if (d && d->state == DATAGRAM_FLOW && tuple_equal(&d->tuple, &n->tuple))
-		return ret; /* again */
-	if (d && d->state != DATAGRAM_EARLY) {
-		/* A second first one, with other ports. */
+	if (d && ret != PASS && d->state != DATAGRAM_EARLY) {
+		if (d->state == DATAGRAM_FLOW && tuple_equal(&d->tuple, &n->tuple) &&
+		    record(d, p) == RECORDED_AGAIN)
+			return ret;
+		/* A second first one, with other ports or of another length. */
 		d->state = DATAGRAM_DROPPED;
 		return drop(skb, REASON_FRAGMENT);
 	}
-	if (d && ret == REDIRECT)
+	if (d && d->state == DATAGRAM_EARLY && ret == REDIRECT && !p->refused)
 		replay(skb, a, d, p);
 	n->tick = now();
 	n->state = ret == PASS || p->whole != PACKET_FLOW ? DATAGRAM_HOST :
-		   ret == DROP ? DATAGRAM_DROPPED : DATAGRAM_FLOW;
+		   ret == DROP || p->refused ? DATAGRAM_DROPPED : DATAGRAM_FLOW;
 	record(n, p);
 	bpf_map_update_elem(&datagrams, &a->key.datagram, n, BPF_ANY);
 	return ret;
@@ -361,12 +368,16 @@ __noinline int later_fragment(struct __sk_buff *skb, struct scratch *s, int earl
 	if (!a)
 		return MISS;
 	d = datagram(a);
-	if (!d || d->state == DATAGRAM_EARLY) {
-		park(skb, a, p);
+	if (!d || d->state == DATAGRAM_EARLY || d->state == DATAGRAM_UNFIT) {
+		if (!park(skb, a, p) && early == DROP)
+			drop(skb, REASON_FRAGMENT);
 		return early;
 	}
-	if (d->state == DATAGRAM_HOST)
+	if (d->state == DATAGRAM_HOST) {
+		if (record(d, p) == RECORDED_LAST)
+			bpf_map_delete_elem(&datagrams, &a->key.datagram);
 		return MISS;
+	}
 	if (d->state == DATAGRAM_DROPPED)
 		return drop(skb, REASON_FRAGMENT);
 	s->tuple = d->tuple;

@@ -176,6 +176,7 @@ __noinline int icmp_error(struct __sk_buff *skb, struct scratch *s, __u32 reason
 		mac_copy(eth->dst, p->src_mac);
 		mac_copy(eth->src, p->dst_mac);
 	}
+	p->refused = 1;
 	count(COUNTER_ICMP_SENT);
 	if (s->endpoint) {
 		bpf_skb_change_type(skb, PACKET_HOST);

@@ -151,7 +151,7 @@ struct packet {
 	__u8 l2;			/* length of the link-layer header: ETH_HLEN, or 0 (tun, WireGuard) */
 	__u8 dst_mac[6];		/* zero where there is none */
 	__u8 src_mac[6];
-	__u8 pad;
+	__u8 refused;			/* an error about it is sent in its place */
 };
 
 /* One direction of a flow, family-blind: what key4 and key6 are made from. */

@@ -34,18 +34,18 @@ static __always_inline bool is_error(const struct packet *p)
 	return p->icmp_type >= ICMPV6_UNREACHABLE && p->icmp_type <= ICMPV6_PARAMETER_PROBLEM;
 }
 
-/* The quoted transport header, of which 8 bytes are there. False: it has no tuple. */
-static __always_inline bool quoted_transport(struct __sk_buff *skb, struct quote *q)
+/* The quoted transport header, of which 8 bytes lie before end. False: it has no tuple. */
+static __always_inline bool quoted_transport(struct __sk_buff *skb, struct quote *q, __u32 end)
 {
 	__be16 h[4];
 
-	if (bpf_skb_load_bytes(skb, q->l4, h, sizeof(h)))
+	if (q->l4 + sizeof(h) > end || bpf_skb_load_bytes(skb, q->l4, h, sizeof(h)))
 		return false;
 	switch (q->tuple.proto) {
 	case IPPROTO_TCP:
 		q->tuple.sport = h[1];
 		q->tuple.dport = h[0];
-		q->check = q->l4 + 18 <= skb->len ? q->l4 + 16 : 0;
+		q->check = q->l4 + 18 <= end ? q->l4 + 16 : 0;
 		return true;
 	case IPPROTO_SCTP:
 		q->tuple.sport = h[1];
@@ -115,7 +115,7 @@ __noinline int parse_quote(struct __sk_buff *skb, const struct packet *p, struct
 		q->l4 = chain.off;
 	}
 	/* An error goes to who sent what it quotes. */
-	return addr_equal(&q->tuple.daddr, &p->daddr) && quoted_transport(skb, q);
+	return addr_equal(&q->tuple.daddr, &p->daddr) && quoted_transport(skb, q, p->l4 + p->payload);
 }
 
 /* Writes two bytes and returns what they add to the checksum over them. */
@@ -203,8 +203,11 @@ static __always_inline bool readdress(struct __sk_buff *skb, const struct scratc
 
 		if (bpf_skb_load_bytes(skb, p->l2, &ip, sizeof(ip)))
 			return false;
-		if (f->flags & FLOW_TTL)
+		if (f->flags & FLOW_TTL) {
 			ip.hop_limit--;
+			if (ip_summed(skb) == CHECKSUM_COMPLETE)
+				bpf_csum_update(skb, (__u16)~bpf_htons(1));
+		}
 		ip.saddr = *from;
 		ip.daddr = f->daddr;
 		sum = csum_fold(sum + delta);
