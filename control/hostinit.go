@@ -231,10 +231,11 @@ func (o *op) refreshHost() error {
 	for _, l := range up {
 		a := l.Attrs()
 		isUplink[a.Index] = true
-		if err := o.attach(loader.BPFProgFromUplink, a.Index, a.Name, loader.Ingress); err != nil {
+		in, out := uplinkPrograms(l)
+		if err := o.attach(in, a.Index, a.Name, loader.Ingress); err != nil {
 			return err
 		}
-		if err := o.attach(loader.BPFProgToUplink, a.Index, a.Name, loader.Egress); err != nil {
+		if err := o.attach(out, a.Index, a.Name, loader.Egress); err != nil {
 			return err
 		}
 	}
@@ -253,6 +254,17 @@ func (o *op) refreshHost() error {
 	return o.refreshRoutes(isUplink)
 }
 
+var allUplinkPrograms = []string{loader.BPFProgFromUplink, loader.BPFProgToUplink, loader.BPFProgFromTunnel, loader.BPFProgToTunnel}
+
+// uplinkPrograms are the two that belong on an uplink: tun, WireGuard and their like have no
+// Ethernet header.
+func uplinkPrograms(l netlink.Link) (in, out string) {
+	if l.Attrs().EncapType != "ether" {
+		return loader.BPFProgFromTunnel, loader.BPFProgToTunnel
+	}
+	return loader.BPFProgFromUplink, loader.BPFProgToUplink
+}
+
 // detachOldUplinks takes our programs off devices that are uplinks no more.
 func (o *op) detachOldUplinks(isUplink map[int]bool) error {
 	list, err := o.attachments()
@@ -260,7 +272,7 @@ func (o *op) detachOldUplinks(isUplink map[int]bool) error {
 		return err
 	}
 	for _, a := range list {
-		if isUplink[a.Ifindex] || a.Program != loader.BPFProgFromUplink && a.Program != loader.BPFProgToUplink {
+		if isUplink[a.Ifindex] || !slices.Contains(allUplinkPrograms, a.Program) {
 			continue
 		}
 		if err := o.detach(a.Program, a.Ifindex); err != nil {

@@ -134,7 +134,8 @@ func (o *op) wantedHooks(seen *observed) map[string][]string {
 	up := o.host.Config.Uplinks
 	for name, l := range seen.devices {
 		if l.Attrs().Flags&net.FlagLoopback == 0 && !ourDevice(name, own) && (len(up) == 0 || slices.Contains(up, name)) {
-			want[name] = []string{loader.BPFProgFromUplink, loader.BPFProgToUplink}
+			in, out := uplinkPrograms(l)
+			want[name] = []string{in, out}
 		}
 	}
 	return want
