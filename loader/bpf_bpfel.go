@@ -531,10 +531,28 @@ type BPFScratch struct {
 	Reply    BPFFlow
 	Endpoint uint32
 	Network  uint32
-	Probes   uint32
+	Choice   struct {
+		_         structs.HostLayout
+		Owner     uint32
+		Size      uint32
+		Start     uint32
+		Turn      uint32
+		Probes    uint32
+		Result    uint32
+		First     uint16
+		World     uint8
+		Exclusive uint8
+	}
 	Search   BPFSearchKey
+	Searched BPFSearch
 	Addr     BPFAddr
 	Bytes    [96]uint8
+}
+
+type BPFSearch struct {
+	_    structs.HostLayout
+	Next uint32
+	None uint32
 }
 
 type BPFSearchKey struct {

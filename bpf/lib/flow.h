@@ -25,6 +25,25 @@ struct search_key {
 	__u8 pad;
 };
 
+struct search {
+	__u32 next;			/* index in the pool */
+	__u32 none;			/* tick in which none of many was free */
+};
+
+/* The choice of a port under way. Here and not on the stack, where the verifier would
+ * follow each value of each field through the loop. */
+struct choice {
+	__u32 owner;
+	__u32 size;			/* of the pool */
+	__u32 start;			/* index in it */
+	__u32 turn;
+	__u32 probes;			/* ports looked up */
+	__u32 result;			/* a reason */
+	__be16 first;			/* tried before all others; 0: none */
+	__u8 world;
+	__u8 exclusive;			/* a UDP socket's: among the random ones, not another's */
+};
+
 /* What a slow path works on. One per CPU: TC programs run with bottom halves off. */
 struct scratch {
 	struct packet packet;
@@ -35,8 +54,9 @@ struct scratch {
 	struct flow reply;
 	__u32 endpoint;			/* the sending container, or 0 */
 	__u32 network;			/* its network, or 0 */
-	__u32 probes;			/* ports looked up for one flow */
+	struct choice choice;
 	struct search_key search;
+	struct search searched;
 	struct addr addr;		/* looked up, or spoken from */
 	__u8 bytes[96];			/* quoted in an ICMP error */
 };

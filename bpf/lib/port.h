@@ -16,8 +16,8 @@
 
 #include "decide.h"
 
-#define PORT_TRIES 16			/* random ports (RFC 6056), then all in turn, */
-#define PORT_PROBES 1024		/* of which so many are looked up among the flows */
+#define PORT_TRIES 16			/* random ports (RFC 6056), then all in turn */
+#define FEW_PORTS 1024			/* so many are looked up among the flows without care */
 #define MAX_MAPPINGS 65536
 #define MAX_SEARCHES 4096
 
@@ -65,13 +65,14 @@ struct {
 	__type(value, struct owner);
 } mapping_owners SEC(".maps");
 
-/* Where the search for a port goes on, by destination: what lies before it is taken, so
- * that the last free port of the pool is found in reasonable time. */
+/* The search for a port towards one destination. The ports are taken up to where it
+ * ended: so the next free one is near, and the pool's last is found. To see that there is
+ * none takes a look at each, milliseconds: who has seen it spares the others that. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MAX_SEARCHES);
 	__type(key, struct search_key);
-	__type(value, __u32);
+	__type(value, struct search);
 } searches SEC(".maps");
 
 static __always_inline bool mapping_fresh(__u32 seen)
@@ -123,12 +124,15 @@ static __noinline bool mapping_taken(const struct scratch *s)
 		 addr_equal(&o->inner.addr, &s->tuple.saddr));
 }
 
-static __always_inline bool host_socket(struct __sk_buff *skb, const struct tuple *t)
+/* Is there a socket of the host's that would get a packet of t? */
+__noinline int host_socket(struct __sk_buff *skb, const struct tuple *t)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
 	__u32 size;
 
+	if (!t)
+		return false;
 	if (t->family == 4) {
 		tuple.ipv4.saddr = t->saddr.w[3];
 		tuple.ipv4.daddr = t->daddr.w[3];
@@ -155,10 +159,13 @@ static __always_inline bool host_socket(struct __sk_buff *skb, const struct tupl
 }
 
 /* The index-th port of the pool, host order; 0: none. */
-static __always_inline __u32 pool_port(const struct config *c, __u32 index)
+__noinline __u32 pool_port(__u32 index)
 {
+	struct config *c = config();
 	int i;
 
+	if (!c)
+		return 0;
 	for (i = 0; i < MAX_PORT_RANGES; i++) {
 		__u32 first = c->pool[i].first, size = c->pool[i].last - first + 1;
 
@@ -173,13 +180,7 @@ static __always_inline __u32 pool_port(const struct config *c, __u32 index)
 
 struct port_search {
 	struct __sk_buff *skb;
-	struct scratch *s;
-	__u32 owner;
-	__u32 start;
-	__u32 turn;			/* of try_port */
-	__u8 world;
-	__u8 exclusive;			/* a UDP socket's: among the random ones, not another's */
-	__u16 result;
+	struct scratch *s;		/* s->choice is what it works with */
 };
 
 /* Enters s->flow with s->flow.sport, if that port is free. Returns a reason; NO_PORT: it
@@ -187,6 +188,7 @@ struct port_search {
 static __always_inline int enter_at(struct port_search *search)
 {
 	struct scratch *s = search->s;
+	struct choice *c = &s->choice;
 	struct flow *other;
 
 	twin_of(&s->twin, &s->tuple, &s->flow);
@@ -196,42 +198,43 @@ static __always_inline int enter_at(struct port_search *search)
 		 * other port of the pool was used since. */
 		if ((other->flags & FLOW_LISTED) ||
 		    (!flow_idle(other, now()) &&
-		     (search->world || search->turn < PORT_TRIES || other->state != FLOW_CLOSING)))
+		     (c->world || c->turn < PORT_TRIES || other->state != FLOW_CLOSING)))
 			return REASON_NO_PORT;
 		flow_end(&s->twin, other, &s->ended);
 	}
-	if (search->world && host_socket(search->skb, &s->twin))
+	if (c->world && host_socket(search->skb, &s->twin))
 		return REASON_NO_PORT;
-	return enter(s, search->owner);
+	return enter(s, c->owner);
 }
 
 static long try_port(__u32 n, struct port_search *search)
 {
 	struct scratch *s = search->s;
-	struct config *c = config();
-	__u32 port, index;
+	struct choice *c = &s->choice;
+	__u32 port;
 
-	if (!c || !c->pool_size)
+	if (!c->size || n >= PORT_TRIES + c->size)
 		return 1;
-	search->turn = n;
-	if (search->world && n < PORT_TRIES)
-		index = bpf_get_prandom_u32() % c->pool_size;
+	c->turn = n;
+	if (c->first)
+		port = bpf_ntohs(c->first);
 	else
-		index = (search->start + n) % c->pool_size;
-	port = pool_port(c, index);
+		port = pool_port((c->world && n < PORT_TRIES ? bpf_get_prandom_u32() : c->start + n) % c->size);
 	if (!port)
 		return 1;
 	s->flow.sport = bpf_htons(port);
-	if (search->world) {
+	if (c->world && s->packet.proto != IPPROTO_SCTP) {
 		if (slot_of_port(s->packet.family, s->packet.proto, port))
-			return 0;
-		if (search->exclusive && n < PORT_TRIES && mapping_taken(s))
+			goto next;
+		if (c->exclusive && !c->first && n < PORT_TRIES && mapping_taken(s))
 			return 0;
 	}
-	if (s->probes++ == PORT_PROBES)
+	if (!c->world && c->probes++ == FEW_PORTS)
 		return 1;
-	search->result = enter_at(search);
-	return search->result != REASON_NO_PORT;
+	c->result = enter_at(search);
+next:
+	c->first = 0;
+	return c->result != REASON_NO_PORT;
 }
 
 struct cursor {
@@ -258,47 +261,53 @@ static __always_inline void search_key_of(struct search_key *key, const struct s
  * masquerade's, else the gateway's. Returns a reason. */
 __noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 owner, __u32 world)
 {
-	struct port_search search = { .skb = skb, .s = s, .owner = owner, .world = world,
-				      .result = REASON_NO_PORT };
 	struct scratch *same = scratch(); /* see enter */
+	struct port_search search = { .skb = skb, .s = same };
+	__u32 zero = 0, turns = PORT_TRIES + PORTS;
+	struct config *conf = config();
 	struct cursor *cursor;
-	__u32 zero = 0, *next;
+	struct search *last;
+	struct choice *c;
 
-	if (!s || !same)
+	if (!s || !same || !conf)
 		return REASON_ERROR;
-	s->probes = 0;
+	c = &same->choice;
+	__builtin_memset(c, 0, sizeof(*c));
+	c->owner = owner;
+	c->world = world;
+	c->size = conf->pool_size;
+	c->result = REASON_NO_PORT;
 	/* SCTP's ports are in a checksum of the whole packet: they stay as they are. */
-	if (s->tuple.proto == IPPROTO_SCTP)
-		return enter_at(&search);
-	if (!world) {
+	if (same->tuple.proto == IPPROTO_SCTP) {
+		c->first = same->tuple.sport;
+		c->size = turns = 1;
+	} else if (world) {
+		if (same->tuple.proto == IPPROTO_UDP) {
+			c->exclusive = 1;
+			c->first = kept_mapping(same);
+		}
+		search_key_of(&same->search, same);
+		last = bpf_map_lookup_elem(&searches, &same->search);
+		if (last && last->none && last->none == now())
+			return REASON_NO_PORT;
+		c->start = last ? last->next : bpf_get_prandom_u32();
+		if (c->size)
+			c->start %= c->size;
+	} else {
 		cursor = bpf_map_lookup_elem(&port_cursor, &zero);
 		if (cursor)
-			search.start = __sync_fetch_and_add(&cursor->next, 1);
-		bpf_loop(PORT_TRIES + PORTS, try_port, &search, 0);
-		return search.result;
+			c->start = __sync_fetch_and_add(&cursor->next, 1);
 	}
-	if (s->tuple.proto == IPPROTO_UDP) {
-		search.exclusive = 1;
-		s->flow.sport = kept_mapping(s);
-		if (s->flow.sport && !slot_of_port(s->tuple.family, IPPROTO_UDP, bpf_ntohs(s->flow.sport)))
-			search.result = enter_at(&search);
-		if (!search.result)
-			keep_mapping(s, !mapping_taken(s));
-		if (search.result != REASON_NO_PORT)
-			return search.result;
-	}
-	search_key_of(&same->search, s);
-	next = bpf_map_lookup_elem(&searches, &same->search);
-	search.start = next ? *next : bpf_get_prandom_u32();
-	bpf_loop(PORT_TRIES + PORTS, try_port, &search, 0);
-	if (search.turn >= PORT_TRIES) {
+	bpf_loop(turns, try_port, &search, 0);
+	if (world && c->turn >= PORT_TRIES) {
 		/* The next one begins where this one ended, its random ones not counted. */
-		search.start += search.turn + 1 - PORT_TRIES;
-		bpf_map_update_elem(&searches, &same->search, &search.start, BPF_ANY);
+		same->searched.next = c->start + c->turn + 1 - PORT_TRIES;
+		same->searched.none = c->result == REASON_NO_PORT && c->size > FEW_PORTS ? now() : 0;
+		bpf_map_update_elem(&searches, &same->search, &same->searched, BPF_ANY);
 	}
-	if (search.exclusive && !search.result)
-		keep_mapping(s, search.turn < PORT_TRIES);
-	return search.result;
+	if (c->exclusive && !c->result)
+		keep_mapping(same, c->turn < PORT_TRIES && !mapping_taken(same));
+	return c->result;
 }
 
 /* What has the reply's tuple of s->flow: the flow's own twin that was left over, which
