@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bpfnet/bpfnet/control/netns"
+	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
 // probeArg makes this test binary a process in a lab's cgroup that does with sockets
@@ -43,6 +45,7 @@ func init() {
 }
 
 type probeProcess struct {
+	idle    []*lab.Conn
 	sockets map[string]int
 	calm    chan struct{}
 	report  chan string
@@ -86,6 +89,23 @@ func (p *probeProcess) do(args []string) (string, error) {
 				return "", err
 			}
 		}
+		return "", nil
+	case args[0] == "idle" && len(args) == 4: // PROTO ADDR N: opens up to N more, and says how many
+		n, _ := strconv.Atoi(args[3])
+		here, err := netns.Current()
+		if err != nil {
+			return "", err
+		}
+		defer here.Close()
+		conns, err := openIdle(args[1], here, args[2], n)
+		conns = slices.DeleteFunc(conns, func(c *lab.Conn) bool { return c == nil })
+		p.idle = append(p.idle, conns...)
+		return fmt.Sprintf("%d %v", len(conns), err), nil
+	case args[0] == "alive" && len(args) == 1: // how many of those are answered
+		return strconv.Itoa(alive(p.idle)), nil
+	case args[0] == "drop" && len(args) == 1: // closes those
+		closeAll(p.idle)
+		p.idle = nil
 		return "", nil
 	case args[0] == "storm" && len(args) == 3: // FIRST LAST: see storm
 		first, _ := strconv.Atoi(args[1])
