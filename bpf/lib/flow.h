@@ -585,9 +585,14 @@ static __noinline void flow_track(struct scratch *s, struct flow *f)
 	}
 	if (f->state != FLOW_ANSWERED)
 		return;
-	if (tcp && !(f->flags & FLOW_OPTIONAL) &&
-	    (!(flags & TCP_ACK) || (flags & TCP_SYN) || !seq_within(s->packet.ack, f->expect, 0xffff)))
-		return;
+	if (tcp && !(f->flags & FLOW_OPTIONAL)) {
+		/* What the responder has sent can be acknowledged, and nothing else (RFC 5961
+		 * section 5.2): who guesses has to guess one of 2^32. */
+		other = find_half_open(&s->twin);
+		if (!other || !(flags & TCP_ACK) || (flags & TCP_SYN) ||
+		    !seq_within(s->packet.ack, f->expect, other->bytes < 0x7fffffff ? other->bytes : 0x7fffffff))
+			return;
+	}
 	flow_promote(&s->tuple, f, &s->twin);
 }
 

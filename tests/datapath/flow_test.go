@@ -97,7 +97,7 @@ func TestFlowTCPProof(t *testing.T) {
 			"no answer":                     append([]step{syn}, acks(0, 1, 501)...),
 			"answered":                      {syn, synAck},
 			"answered twice, SYN again":     {syn, synAck, syn, synAck, syn},
-			"wrong acknowledgement":         append([]step{syn, synAck}, acks(0, 499, 500, 501+0x10000, 0x80000000, 0xffffffff)...),
+			"wrong acknowledgement":         append([]step{syn, synAck}, acks(0, 499, 500, 501+100, 501+0xffff, 501+0x10000, 0x80000000, 0xffffffff)...),
 			"answered, then reset":          {syn, synAck, {false, "R", 101, 0}},
 			"reset, no answer":              append([]step{syn, {false, "R", 101, 0}}, acks(0, 1, 2, 0)...),
 			"reset before the answer":       append([]step{syn, {false, "R", 101, 0}, synAck}, acks(0, 1, 2, 0)...),
