@@ -207,59 +207,96 @@ func (o *op) armSweep() error {
 	return o.withProgram(loader.BPFProgSweep, loader.ArmSweep)
 }
 
-// refreshHost brings hooks, addresses and routes up to date with the host's devices.
-func (o *op) refreshHost() error {
+// uplinks are the devices by which the world comes, as the configuration has it.
+func (o *op) uplinks() ([]link.Uplink, error) {
 	ns, err := o.hostNetns()
 	if err != nil {
-		return err
+		return nil, err
 	}
+	ours, err := o.claims()
+	if err != nil {
+		return nil, err
+	}
+	return link.Uplinks(ns, o.host.Config.Uplinks, ours)
+}
+
+func (o *op) uplinkSet() (map[int]bool, error) {
+	up, err := o.uplinks()
+	if err != nil {
+		return nil, err
+	}
+	return indices(up), nil
+}
+
+func indices(up []link.Uplink) map[int]bool {
+	set := make(map[int]bool, len(up))
+	for _, l := range up {
+		set[l.Index] = true
+	}
+	return set
+}
+
+// claims says which devices are ours, and so no uplinks.
+func (o *op) claims() (func(netlink.Link) bool, error) {
 	own, err := o.ownBridges()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	own[o.host.Config.Bridge] = true // no uplink, though its network may not be made yet
-	up, err := link.Uplinks(ns, o.host.Config.Uplinks, func(l netlink.Link) bool { return ourDevice(l.Attrs().Name, own) })
+	own[o.host.Config.Bridge] = true // though its network may not be made yet
+	return func(l netlink.Link) bool { return ourDevice(l.Attrs().Name, own) }, nil
+}
+
+// refreshHost brings hooks, addresses and routes up to date with the host's devices.
+func (o *op) refreshHost() error {
+	up, err := o.uplinks()
 	if err != nil {
 		return err
 	}
 	for _, name := range o.host.Config.Uplinks {
-		if !slices.ContainsFunc(up, func(l netlink.Link) bool { return l.Attrs().Name == name }) {
+		if !slices.ContainsFunc(up, func(l link.Uplink) bool { return l.Name == name }) {
 			o.m.warn("uplink %s: no such device", name)
 		}
 	}
-	isUplink := make(map[int]bool, len(up))
 	for _, l := range up {
-		a := l.Attrs()
-		isUplink[a.Index] = true
-		in, out := uplinkPrograms(l)
-		if err := o.attach(in, a.Index, a.Name, loader.Ingress); err != nil {
-			return err
-		}
-		if err := o.attach(out, a.Index, a.Name, loader.Egress); err != nil {
+		if err := o.attachUplink(l); err != nil {
 			return err
 		}
 	}
 	if err := o.attach(loader.BPFProgFromLo, 1, "lo", loader.Ingress); err != nil {
 		return err
 	}
+	isUplink := indices(up)
 	if err := o.detachOldUplinks(isUplink); err != nil {
 		return err
 	}
 	if err := o.attachBindGuard(); err != nil {
 		return err
 	}
-	if err := o.refreshAddrs(); err != nil {
-		return err
+	return o.refreshHostTables(isUplink)
+}
+
+// attachUplink puts the programs on a device, unless that has gone meanwhile.
+func (o *op) attachUplink(l link.Uplink) error {
+	in, out := uplinkPrograms(l)
+	err := o.attach(in, l.Index, l.Name, loader.Ingress)
+	if err == nil {
+		err = o.attach(out, l.Index, l.Name, loader.Egress)
 	}
-	return o.refreshRoutes(isUplink)
+	if err == nil {
+		return nil
+	}
+	if seen, err2 := o.observe(); err2 == nil && seen.byIndex[l.Index] == nil {
+		return nil
+	}
+	return err
 }
 
 var allUplinkPrograms = []string{loader.BPFProgFromUplink, loader.BPFProgToUplink, loader.BPFProgFromTunnel, loader.BPFProgToTunnel}
 
 // uplinkPrograms are the two that belong on an uplink: tun, WireGuard and their like have no
 // Ethernet header.
-func uplinkPrograms(l netlink.Link) (in, out string) {
-	if l.Attrs().EncapType != "ether" {
+func uplinkPrograms(l link.Uplink) (in, out string) {
+	if !l.Ethernet {
 		return loader.BPFProgFromTunnel, loader.BPFProgToTunnel
 	}
 	return loader.BPFProgFromUplink, loader.BPFProgToUplink
@@ -267,18 +304,28 @@ func uplinkPrograms(l netlink.Link) (in, out string) {
 
 // detachOldUplinks takes our programs off devices that are uplinks no more.
 func (o *op) detachOldUplinks(isUplink map[int]bool) error {
-	list, err := o.attachments()
+	ns, err := o.hostNetns()
 	if err != nil {
 		return err
 	}
-	for _, a := range list {
-		if isUplink[a.Ifindex] || !slices.Contains(allUplinkPrograms, a.Program) {
-			continue
+	var on map[int][]string
+	err = ns.Do(func() (err error) {
+		on, err = loader.Devices(o.host.BPFFS)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for ifindex, programs := range on {
+		for _, p := range programs {
+			if isUplink[ifindex] || !slices.Contains(allUplinkPrograms, p) {
+				continue
+			}
+			if err := o.detach(p, ifindex); err != nil {
+				return err
+			}
+			o.did("device %d: %s detached, no uplink any more", ifindex, p)
 		}
-		if err := o.detach(a.Program, a.Ifindex); err != nil {
-			return err
-		}
-		o.did("device %d: %s detached, no uplink any more", a.Ifindex, a.Program)
 	}
 	return nil
 }

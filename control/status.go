@@ -7,11 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/store"
 	"github.com/bpfnet/bpfnet/loader"
 )
@@ -130,12 +130,10 @@ func (o *op) wantedHooks(seen *observed) map[string][]string {
 		}
 		return nil
 	})
-	own, _ := o.ownBridges()
-	up := o.host.Config.Uplinks
-	for name, l := range seen.devices {
-		if l.Attrs().Flags&net.FlagLoopback == 0 && !ourDevice(name, own) && (len(up) == 0 || slices.Contains(up, name)) {
+	if ours, err := o.claims(); err == nil {
+		for _, l := range link.UplinksAmong(slices.Collect(maps.Values(seen.devices)), o.host.Config.Uplinks, ours) {
 			in, out := uplinkPrograms(l)
-			want[name] = []string{in, out}
+			want[l.Name] = []string{in, out}
 		}
 	}
 	return want

@@ -7,9 +7,6 @@ import (
 	"net/netip"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/maps"
 )
 
@@ -106,6 +103,9 @@ func (o *op) setEndpoint(n *Network, ep *Endpoint) error {
 	if err := t.Endpoints.Set(ep.Slot, e); err != nil {
 		return err
 	}
+	if err := o.routeEndpoint(t, ep.Slot); err != nil {
+		return err
+	}
 	return t.Networks.AddMember(n.Number, ep.Slot)
 }
 
@@ -117,85 +117,10 @@ func (o *op) clearEndpoint(n *Network, ep *Endpoint) error {
 	if err := t.Networks.RemoveMember(n.Number, ep.Slot); err != nil {
 		return err
 	}
-	return t.Endpoints.Clear(ep.Slot)
-}
-
-// refreshAddrs tells the programs all addresses that the host has.
-func (o *op) refreshAddrs() error {
-	ns, err := o.hostNetns()
-	if err != nil {
+	if err := t.Endpoints.Clear(ep.Slot); err != nil {
 		return err
 	}
-	t, err := o.tables()
-	if err != nil {
-		return err
-	}
-	addrs, err := link.HostAddrs(ns)
-	if err != nil {
-		return err
-	}
-	want := make(map[netip.Addr]int, len(addrs))
-	for _, a := range addrs {
-		want[a.Addr] = a.Ifindex
-	}
-	// A bridge's link-local address comes with its first port.
-	networks, err := o.allNetworks()
-	if err != nil {
-		return err
-	}
-	for _, n := range networks {
-		nw, ok, err := t.Networks.Get(n.Number)
-		if err != nil {
-			return err
-		}
-		if ok && !n.ForeignBridge {
-			want[nw.LinkLocal] = nw.Bridge
-		}
-	}
-	old, err := t.HostAddresses.List()
-	if err != nil {
-		return err
-	}
-	changed, err := t.HostAddresses.Replace(want, nil)
-	if err != nil || changed == 0 {
-		return err
-	}
-	o.undo.add("host addresses", func() error {
-		_, err := t.HostAddresses.Replace(old, nil)
-		return err
-	})
-	o.did("host addresses: %d changes", changed)
-	return t.Routes.Changed()
-}
-
-// refreshRoutes tells the programs the host's routes by way of uplinks.
-func (o *op) refreshRoutes(isUplink map[int]bool) error {
-	ns, err := o.hostNetns()
-	if err != nil {
-		return err
-	}
-	t, err := o.tables()
-	if err != nil {
-		return err
-	}
-	var want []maps.Route
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		routes, err := link.Routes(ns, family)
-		if err != nil {
-			return err
-		}
-		for _, r := range routes {
-			if isUplink[r.Ifindex] {
-				want = append(want, maps.Route{Prefix: r.Dst, Hops: []maps.Hop{{Ifindex: r.Ifindex, MTU: max(68, min(r.MTU, 65535)), NextHop: r.Gateway, Source: r.Source}}})
-			}
-		}
-	}
-	changed, err := t.Routes.Replace(want, nil)
-	if err != nil || changed == 0 {
-		return err
-	}
-	o.did("routes: %d changes", changed)
-	return t.Routes.Changed()
+	return t.Routes.SetTable(ep.Slot, 0)
 }
 
 // Settings that nobody has asked to change yet.

@@ -15,61 +15,126 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Route is one way to the world, as the host would take it.
+// Route is the way to a prefix that no longer one has, as the host would take it.
 type Route struct {
-	Dst     netip.Prefix // masked; of length 0 for the default route
+	Dst  netip.Prefix // masked; of length 0 for the default route
+	Hops []Hop        // none: the prefix is not reached (blackhole, unreachable, prohibit)
+
+	throw bool // look on by the next rule
+}
+
+// Hop is one way to the next router. One of more weight is there several times.
+type Hop struct {
 	Ifindex int
 	Gateway netip.Addr // zero: on the link; may be IPv6 for an IPv4 Dst (RFC 5549)
 	Source  netip.Addr // what the kernel gives a packet of the host's that has no source yet; zero: the host has none
 	MTU     int        // bytes: the route's own, else the device's
 }
 
-// Routes is a snapshot of the main table's unicast routes of one family
-// (netlink.FAMILY_V4 or FAMILY_V6), sorted by prefix: of several for one prefix the one
-// with the lowest metric, of several next hops the first. Routes to lo, to link-local
-// prefixes, to nowhere (blackhole, unreachable, prohibit) and over devices that are
-// down are left out.
-func Routes(host *netns.NS, family int) ([]Route, error) {
-	var found []Route
-	err := withHandle(host, func(h *netlink.Handle) error {
-		links, err := dump(h.LinkList)
-		if err != nil {
-			return fmt.Errorf("devices: %w", err)
-		}
-		devices := make(map[int]*netlink.LinkAttrs, len(links))
-		for _, l := range links {
-			devices[l.Attrs().Index] = l.Attrs()
-		}
-		list, err := tableRoutes(h, family, unix.RT_TABLE_MAIN)
-		if err != nil {
-			return err
-		}
-		// The kernel lists routes to one prefix by metric, but says so nowhere.
-		slices.SortStableFunc(list, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
+// maxHops bounds the hops of one route, weights included.
+const maxHops = 16
 
-		src, err := newSources(h, family)
-		if err != nil {
-			return err
-		}
-		seen := make(map[netip.Prefix]bool)
-		for _, r := range list {
-			one, ok := unicast(r, family, devices)
-			if !ok || seen[one.Dst] {
-				continue
-			}
-			seen[one.Dst] = true
-			if one.Source, ok = netip.AddrFromSlice(r.Src); !ok {
-				one.Source = src.of(one)
-			}
-			one.Source = one.Source.Unmap()
-			found = append(found, one)
-		}
-		return nil
-	})
-	slices.SortFunc(found, func(a, b Route) int { return ComparePrefix(a.Dst, b.Dst) })
-	return found, err
+// reader makes Routes of the kernel's.
+type reader struct {
+	family  int
+	devices map[int]*netlink.LinkAttrs
+	sources *sources
 }
 
+func newReader(h *netlink.Handle, family int) (*reader, error) {
+	links, err := dump(h.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("devices: %w", err)
+	}
+	r := &reader{family: family, devices: make(map[int]*netlink.LinkAttrs, len(links))}
+	for _, l := range links {
+		r.devices[l.Attrs().Index] = l.Attrs()
+	}
+	r.sources, err = newSources(h, family)
+	return r, err
+}
+
+// table gives the routes of one table, by prefix: of several for one prefix the one with
+// the lowest metric. Routes to link-local and multicast prefixes, for a type of service,
+// and over devices that are down are left out. The list is sorted in place.
+func (r *reader) table(list []netlink.Route) map[netip.Prefix]Route {
+	// The kernel lists routes to one prefix by metric, but says so nowhere.
+	slices.SortStableFunc(list, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
+	found := make(map[netip.Prefix]Route, len(list))
+	for _, one := range list {
+		dst := dstOf(one, r.family)
+		if _, seen := found[dst]; seen || one.Tos != 0 || dst.Addr().IsMulticast() ||
+			dst.Addr().Is6() && dst.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		route := Route{Dst: dst}
+		switch one.Type {
+		case unix.RTN_UNICAST:
+			var alive bool
+			if route.Hops, alive = r.hops(one, dst); !alive {
+				continue
+			}
+		case unix.RTN_THROW:
+			route.throw = true
+		case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_LOCAL:
+		default:
+			continue
+		}
+		found[dst] = route
+	}
+	return found
+}
+
+// hops are the next hops that are up; alive is false when none is. A route to lo has
+// none, and leads nowhere.
+func (r *reader) hops(route netlink.Route, dst netip.Prefix) (hops []Hop, alive bool) {
+	list := route.MultiPath
+	if len(list) == 0 {
+		list = []*netlink.NexthopInfo{{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via, Flags: route.Flags}}
+	}
+	var weights []int
+	for _, n := range list {
+		// A route without carrier is taken all the same, unless ignore_routes_with_linkdown
+		// is set: then the kernel says that it is dead.
+		dev := r.devices[n.LinkIndex]
+		if n.Flags&unix.RTNH_F_DEAD != 0 || dev == nil || dev.RawFlags&unix.IFF_UP == 0 {
+			continue
+		}
+		alive = true
+		if dev.RawFlags&unix.IFF_LOOPBACK != 0 {
+			continue
+		}
+		hop := Hop{Ifindex: n.LinkIndex, Gateway: gatewayOf(n.Gw, n.Via), MTU: cmp.Or(route.MTU, dev.MTU)}
+		var given bool
+		if hop.Source, given = netip.AddrFromSlice(route.Src); !given {
+			hop.Source = r.sources.of(hop, dst)
+		}
+		hop.Source = hop.Source.Unmap()
+		hops, weights = append(hops, hop), append(weights, n.Hops+1)
+	}
+	return weigh(hops, weights), alive
+}
+
+// weigh repeats hops by their weight, as far as there is room.
+func weigh(hops []Hop, weights []int) (list []Hop) {
+	if len(hops) < 2 {
+		return hops
+	}
+	sum, least := 0, weights[0]
+	for _, w := range weights {
+		sum, least = sum+w, min(least, w)
+	}
+	for i, h := range hops {
+		n := max(1, weights[i]/least)
+		if sum > maxHops*least {
+			n = max(1, weights[i]*maxHops/sum)
+		}
+		list = append(list, slices.Repeat([]Hop{h}, n)...)
+	}
+	return list[:min(len(list), maxHops)]
+}
+
+// tableRoutes lists one table, or with RT_TABLE_UNSPEC all.
 func tableRoutes(h *netlink.Handle, family, table int) ([]netlink.Route, error) {
 	filter := &netlink.Route{Table: table}
 	list, err := dump(func() ([]netlink.Route, error) {
@@ -81,41 +146,15 @@ func tableRoutes(h *netlink.Handle, family, table int) ([]netlink.Route, error) 
 	return list, nil
 }
 
-func unicast(r netlink.Route, family int, devices map[int]*netlink.LinkAttrs) (Route, bool) {
-	// A route without carrier is taken all the same, unless ignore_routes_with_linkdown
-	// is set: then the kernel says that it is dead.
-	const dead = unix.RTNH_F_DEAD
-	if r.Type != unix.RTN_UNICAST || r.Tos != 0 {
-		return Route{}, false
-	}
-	one := Route{Dst: dstOf(r, family), Ifindex: r.LinkIndex, Gateway: gatewayOf(r.Gw, r.Via), MTU: r.MTU}
-	alive := r.Flags&dead == 0
-	if len(r.MultiPath) > 0 {
-		alive = false
-		for _, hop := range r.MultiPath {
-			if hop.Flags&dead == 0 {
-				one.Ifindex, one.Gateway, alive = hop.LinkIndex, gatewayOf(hop.Gw, hop.Via), true
-				break
-			}
-		}
-	}
-	dev := devices[one.Ifindex]
-	if !alive || dev == nil || dev.RawFlags&unix.IFF_LOOPBACK != 0 || dev.RawFlags&unix.IFF_UP == 0 {
-		return Route{}, false
-	}
-	if one.Dst.Addr().IsLinkLocalUnicast() && one.Dst.Addr().Is6() || one.Dst.Addr().IsMulticast() {
-		return Route{}, false
-	}
-	if one.MTU == 0 {
-		one.MTU = dev.MTU
-	}
-	return one, true
-}
-
 func dstOf(r netlink.Route, family int) netip.Prefix {
 	if p, ok := prefixOf(r.Dst); ok {
 		return p.Masked()
 	}
+	return everything(family)
+}
+
+// everything is the prefix of length 0.
+func everything(family int) netip.Prefix {
 	if family == netlink.FAMILY_V4 {
 		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -36,12 +37,26 @@ func (r *routeHost) find(dst string) (Route, bool) {
 	return Route{}, false
 }
 
-func (r *routeHost) require(dst string, want Route) {
+func (r *routeHost) require(dst string, want ...Hop) {
 	r.t.Helper()
 	got, ok := r.find(dst)
 	require.True(r.t, ok, dst)
-	want.Dst = got.Dst
-	require.Equal(r.t, want, got)
+	require.Equal(r.t, want, got.Hops)
+}
+
+func policyOf(t *testing.T, ns *netns.NS, family int) *Policy {
+	t.Helper()
+	p, err := ReadPolicies(ns)
+	require.NoError(t, err)
+	return map[int]*Policy{netlink.FAMILY_V4: p.V4, netlink.FAMILY_V6: p.V6}[family]
+}
+
+// usual are the routes of a host without rules of its own.
+func usual(t *testing.T, ns *netns.NS, family int) []Route {
+	t.Helper()
+	p := policyOf(t, ns, family)
+	require.True(t, p.Usual())
+	return p.Routes(p.UsualWay())
 }
 
 func TestRoutesIPv4(t *testing.T) {
@@ -87,44 +102,44 @@ func TestRoutesIPv4(t *testing.T) {
 		return getLink(t, h, "eth2").Attrs().OperState != netlink.OperUp
 	}, 5*time.Second, time.Millisecond)
 
-	var err error
-	r.list, err = Routes(ns, netlink.FAMILY_V4)
-	require.NoError(t, err)
+	r.list = usual(t, ns, netlink.FAMILY_V4)
 	a := netip.MustParseAddr
-	r.require("0.0.0.0/0", Route{Ifindex: eth0, Gateway: a("192.0.2.254"), Source: a("192.0.2.1"), MTU: 1500})
-	r.require("192.0.2.0/24", Route{Ifindex: eth0, Source: a("192.0.2.1"), MTU: 1500})
-	r.require("10.1.0.0/16", Route{Ifindex: eth0, Source: a("10.1.0.1"), MTU: 1500})
-	r.require("198.51.100.0/24", Route{Ifindex: eth1, Source: a("198.51.100.1"), MTU: 1400})
-	r.require("10.2.0.0/16", Route{Ifindex: eth0, Gateway: a("10.1.0.254"), Source: a("10.1.0.1"), MTU: 1300})
-	r.require("10.3.0.0/16", Route{Ifindex: eth0, Gateway: a("192.0.2.254"), Source: a("192.0.2.5"), MTU: 1500})
-	r.require("10.4.0.0/16", Route{Ifindex: eth1, Gateway: a("198.51.100.254"), Source: a("198.51.100.1"), MTU: 1400})
-	r.require("10.5.0.0/16", Route{Ifindex: eth1, Gateway: a("198.51.100.9"), Source: a("198.51.100.1"), MTU: 1400})
-	r.require("10.6.0.0/16", Route{Ifindex: eth1, Source: a("198.51.100.1"), MTU: 1400})
+	r.require("0.0.0.0/0", Hop{Ifindex: eth0, Gateway: a("192.0.2.254"), Source: a("192.0.2.1"), MTU: 1500})
+	r.require("192.0.2.0/24", Hop{Ifindex: eth0, Source: a("192.0.2.1"), MTU: 1500})
+	r.require("10.1.0.0/16", Hop{Ifindex: eth0, Source: a("10.1.0.1"), MTU: 1500})
+	r.require("198.51.100.0/24", Hop{Ifindex: eth1, Source: a("198.51.100.1"), MTU: 1400})
+	r.require("10.2.0.0/16", Hop{Ifindex: eth0, Gateway: a("10.1.0.254"), Source: a("10.1.0.1"), MTU: 1300})
+	r.require("10.3.0.0/16", Hop{Ifindex: eth0, Gateway: a("192.0.2.254"), Source: a("192.0.2.5"), MTU: 1500})
+	r.require("10.4.0.0/16", Hop{Ifindex: eth1, Gateway: a("198.51.100.254"), Source: a("198.51.100.1"), MTU: 1400})
+	r.require("10.5.0.0/16", Hop{Ifindex: eth1, Gateway: a("198.51.100.9"), Source: a("198.51.100.1"), MTU: 1400},
+		Hop{Ifindex: eth0, Gateway: a("192.0.2.9"), Source: a("192.0.2.1"), MTU: 1500})
+	for _, nowhere := range []string{"10.66.0.0/16", "10.67.0.0/16", "10.68.0.0/16"} {
+		r.require(nowhere)
+	}
+	r.require("10.6.0.0/16", Hop{Ifindex: eth1, Source: a("198.51.100.1"), MTU: 1400})
 	// A device without an address borrows one, as the kernel does.
 	got, ok := r.find("10.7.0.0/16")
 	require.True(t, ok)
-	require.Equal(t, bare, got.Ifindex)
-	require.Len(t, r.list, 10, "%v", r.list)
+	require.Equal(t, bare, got.Hops[0].Ifindex)
+	require.Len(t, r.list, 13, "%v", r.list)
 
 	// What the kernel itself chooses, for an address in each prefix.
 	for _, one := range r.list {
 		dst := one.Dst.Addr().Next().Next()
-		if one.Dst == netip.MustParsePrefix("10.5.0.0/16") {
-			continue // one next hop of two, by a hash
+		if len(one.Hops) != 1 {
+			continue // nowhere, or one of two, by a hash
 		}
 		if one.Dst.Bits() == 0 {
 			dst = a("8.8.8.8")
 		}
 		got, err := h.RouteGet(dst.AsSlice())
 		require.NoError(t, err)
-		require.Equal(t, got[0].Src.String(), one.Source.String(), one.Dst.String())
-		require.Equal(t, got[0].LinkIndex, one.Ifindex, one.Dst.String())
+		require.Equal(t, got[0].Src.String(), one.Hops[0].Source.String(), one.Dst.String())
+		require.Equal(t, got[0].LinkIndex, one.Hops[0].Ifindex, one.Dst.String())
 	}
 
 	setSysctl(t, ns, "ipv4/conf/eth2/ignore_routes_with_linkdown", "0")
-	again, err := Routes(ns, netlink.FAMILY_V4)
-	require.NoError(t, err)
-	require.Len(t, again, 12, "a route without carrier counts, as for the kernel")
+	require.Len(t, usual(t, ns, netlink.FAMILY_V4), 15, "a route without carrier counts, as for the kernel")
 
 	existing, err := ExistingRoutes(ns)
 	require.NoError(t, err)
@@ -155,21 +170,20 @@ func TestRoutesIPv6(t *testing.T) {
 	})
 	r.add("2001:db8:66::/48", func(r *netlink.Route) { r.Type = unix.RTN_UNREACHABLE })
 
-	var err error
-	r.list, err = Routes(ns, netlink.FAMILY_V6)
-	require.NoError(t, err)
+	r.list = usual(t, ns, netlink.FAMILY_V6)
 	a := netip.MustParseAddr
-	r.require("::/0", Route{Ifindex: eth0, Gateway: a("fe80::1"), Source: a("2001:db8:1::1"), MTU: 1500})
-	r.require("2001:db8:1::/64", Route{Ifindex: eth0, Source: a("2001:db8:1::1"), MTU: 1500})
-	r.require("fd00:1::/64", Route{Ifindex: eth0, Source: a("fd00:1::1"), MTU: 1500})
-	r.require("fd00:3::/48", Route{Ifindex: eth0, Gateway: a("fe80::2"), Source: a("fd00:1::1"), MTU: 1500})
-	r.require("2001:db8:9::/48", Route{Ifindex: eth1, Gateway: a("fd00:2::9"), Source: a("fd00:2::1"), MTU: 1280})
-	r.require("2001:db8:a::/48", Route{Ifindex: eth0, Gateway: a("fe80::3"), Source: a("fd00:1::1"), MTU: 1500})
+	r.require("::/0", Hop{Ifindex: eth0, Gateway: a("fe80::1"), Source: a("2001:db8:1::1"), MTU: 1500})
+	r.require("2001:db8:1::/64", Hop{Ifindex: eth0, Source: a("2001:db8:1::1"), MTU: 1500})
+	r.require("fd00:1::/64", Hop{Ifindex: eth0, Source: a("fd00:1::1"), MTU: 1500})
+	r.require("fd00:3::/48", Hop{Ifindex: eth0, Gateway: a("fe80::2"), Source: a("fd00:1::1"), MTU: 1500})
+	r.require("2001:db8:9::/48", Hop{Ifindex: eth1, Gateway: a("fd00:2::9"), Source: a("fd00:2::1"), MTU: 1280})
+	r.require("2001:db8:a::/48", Hop{Ifindex: eth0, Gateway: a("fe80::3"), Source: a("fd00:1::1"), MTU: 1500})
 	got, ok := r.find("2001:db8:b::/48")
 	require.True(t, ok)
-	require.True(t, got.Gateway == a("fd00:2::9") || got.Gateway == a("fe80::9"), got)
-	require.True(t, (got.Ifindex == eth1) == (got.Gateway == a("fd00:2::9")), got)
-	for _, p := range []string{"2001:db8:66::/48", "fe80::/64", "ff00::/8"} {
+	require.ElementsMatch(t, []Hop{{Ifindex: eth1, Gateway: a("fd00:2::9"), Source: a("fd00:2::1"), MTU: 1500},
+		{Ifindex: eth0, Gateway: a("fe80::9"), Source: a("2001:db8:1::1"), MTU: 1500}}, got.Hops)
+	r.require("2001:db8:66::/48")
+	for _, p := range []string{"fe80::/64", "ff00::/8"} {
 		_, ok := r.find(p)
 		require.False(t, ok, p)
 	}
@@ -186,11 +200,10 @@ func TestRoutesMany(t *testing.T) {
 			r.LinkIndex, r.Gw = eth0, netip.AddrFrom4([4]byte{192, 0, 2, 2}).AsSlice()
 		})
 	}
-	list, err := Routes(ns, netlink.FAMILY_V4)
-	require.NoError(t, err)
+	list := usual(t, ns, netlink.FAMILY_V4)
 	require.Len(t, list, 2001)
 	for i, one := range list {
-		require.Equal(t, "192.0.2.1", one.Source.String())
+		require.Equal(t, "192.0.2.1", one.Hops[0].Source.String())
 		require.True(t, i == 0 || ComparePrefix(list[i-1].Dst, one.Dst) < 0, "sorted")
 	}
 }

@@ -45,16 +45,16 @@ func newSources(h *netlink.Handle, family int) (*sources, error) {
 // of asks for the way to the gateway: the kernel chooses an IPv4 source by the
 // next hop (fib_info_update_nhc_saddr). An IPv6 source is chosen by device and
 // destination (RFC 6724), so it asks for an address within the prefix.
-func (s *sources) of(r Route) netip.Addr {
-	to := r.Gateway
+func (s *sources) of(hop Hop, dst netip.Prefix) netip.Addr {
+	to := hop.Gateway
 	if s.family == netlink.FAMILY_V6 || !to.Is4() {
-		to = s.within(r.Dst)
+		to = s.within(dst)
 	}
-	key := sourceKey{r.Ifindex, to}
+	key := sourceKey{hop.Ifindex, to}
 	if a, ok := s.known[key]; ok {
 		return a
 	}
-	a := s.ask(r.Ifindex, to)
+	a := s.ask(hop.Ifindex, to)
 	s.known[key] = a
 	return a
 }

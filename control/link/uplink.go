@@ -12,30 +12,53 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Uplink is a device by which the world may come.
+type Uplink struct {
+	Name     string
+	Index    int
+	Ethernet bool // its packets have an Ethernet header; those of a tun, say, have none
+}
+
 // Uplinks lists the devices by which the world may come, in the order of their
-// indices: all but lo and those that skip claims as ours (nil: none). With only not empty,
-// just the devices of these names that exist.
-func Uplinks(host *netns.NS, only []string, skip func(netlink.Link) bool) ([]netlink.Link, error) {
-	var found []netlink.Link
-	err := withHandle(host, func(h *netlink.Handle) error {
+// indices: all but lo and those that ours claims (nil: none). With only not empty, just
+// the devices of these names that exist.
+//
+// A port of a bridge or bond is none: what is for the host comes by the bridge, and what
+// is not is the bridge's to carry. It is one if ours claims the bridge, whose ports are
+// then the way to the world; and a port of a VRF is, which is no more than a routing table.
+func Uplinks(host *netns.NS, only []string, ours func(netlink.Link) bool) (found []Uplink, err error) {
+	err = withHandle(host, func(h *netlink.Handle) error {
 		links, err := dump(h.LinkList)
 		if err != nil {
 			return fmt.Errorf("devices: %w", err)
 		}
-		for _, l := range links {
-			a := l.Attrs()
-			if a.RawFlags&unix.IFF_LOOPBACK != 0 || len(only) > 0 && !slices.Contains(only, a.Name) {
-				continue
-			}
-			if skip != nil && skip(l) {
-				continue
-			}
-			found = append(found, l)
-		}
+		found = UplinksAmong(links, only, ours)
 		return nil
 	})
-	slices.SortFunc(found, func(a, b netlink.Link) int { return a.Attrs().Index - b.Attrs().Index })
 	return found, err
+}
+
+// UplinksAmong is Uplinks for a list of all the host's devices.
+func UplinksAmong(links []netlink.Link, only []string, ours func(netlink.Link) bool) (found []Uplink) {
+	if ours == nil {
+		ours = func(netlink.Link) bool { return false }
+	}
+	masters := make(map[int]bool) // that work for their ports
+	for _, l := range links {
+		masters[l.Attrs().Index] = l.Type() != "vrf" && !ours(l)
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		if a.RawFlags&unix.IFF_LOOPBACK != 0 || ours(l) {
+			continue
+		}
+		if len(only) > 0 && !slices.Contains(only, a.Name) || len(only) == 0 && masters[a.MasterIndex] {
+			continue
+		}
+		found = append(found, Uplink{Name: a.Name, Index: a.Index, Ethernet: a.EncapType == "ether"})
+	}
+	slices.SortFunc(found, func(a, b Uplink) int { return a.Index - b.Index })
+	return found
 }
 
 // Addr is an address of the host's.

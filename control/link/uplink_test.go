@@ -39,7 +39,9 @@ func TestUplinksAndAddrs(t *testing.T) {
 		links, err := Uplinks(host, only, ours)
 		require.NoError(t, err)
 		for _, l := range links {
-			found = append(found, l.Attrs().Name)
+			found = append(found, l.Name)
+			require.Equal(t, l.Name != "tun0", l.Ethernet, l.Name)
+			require.Equal(t, getLink(t, h, l.Name).Attrs().Index, l.Index)
 		}
 		return found
 	}
@@ -47,7 +49,7 @@ func TestUplinksAndAddrs(t *testing.T) {
 	require.Equal(t, []string{"eth1", "tun0"}, list("tun0", "eth1", "later0", "lo", "bpfnet0"))
 	all, err := Uplinks(host, nil, nil)
 	require.NoError(t, err)
-	require.Len(t, all, 7)
+	require.Len(t, all, 6, "without its claim the bridge is an uplink, and its veth a port")
 
 	have, err := HostAddrs(host)
 	require.NoError(t, err)
@@ -77,6 +79,28 @@ func TestUplinksAndAddrs(t *testing.T) {
 		require.Equal(t, p.Masked(), p)
 		require.False(t, p.Addr().IsMulticast(), p.String())
 	}
+}
+
+// A bridge of somebody else's is an uplink, its ports are not; the ports of one of ours are.
+//
+//	eth0 ─┐          eth1 ─┐
+//	      br0 (other)      br1 (ours)
+func TestUplinksPorts(t *testing.T) {
+	host, h := newNS(t)
+	for i, name := range []string{"br0", "br1"} {
+		require.NoError(t, h.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}))
+		require.NoError(t, h.LinkSetMaster(uplink(t, h, []string{"eth0", "eth1"}[i]), getLink(t, h, name)))
+	}
+	list := func(only ...string) (found []string) {
+		links, err := Uplinks(host, only, func(l netlink.Link) bool { return l.Attrs().Name == "br1" })
+		require.NoError(t, err)
+		for _, l := range links {
+			found = append(found, l.Name)
+		}
+		return found
+	}
+	require.ElementsMatch(t, []string{"br0", "peer-eth0", "eth1", "peer-eth1"}, list())
+	require.Equal(t, []string{"eth0"}, list("eth0"), "who names it, wants it")
 }
 
 // uplink is a veth with its other end beside it, up and with carrier.
