@@ -26,6 +26,16 @@ static __always_inline struct route *route_hop(const struct route *r, __u32 inde
 	return bpf_map_lookup_elem(&routes, &key);
 }
 
+/* The sender and the receiver, mixed so that each bit of both counts (MurmurHash3's end). */
+static __always_inline __u32 route_hash(__u32 endpoint, const struct addr *a)
+{
+	__u32 h = (a->w[0] ^ a->w[1] ^ a->w[2] ^ a->w[3]) + endpoint * 0x9e3779b1;
+
+	h = (h ^ h >> 16) * 0x85ebca6b;
+	h = (h ^ h >> 13) * 0xc2b2ae35;
+	return h ^ h >> 16;
+}
+
 /* The way of an endpoint's packets to an address, as the host's rules and routes
  * have it for them; NULL: there is none. Of several hops the flow's sender and
  * receiver decide, as with fib_multipath_hash_policy=0. */
@@ -35,11 +45,8 @@ static __always_inline struct route *route_to(__u32 endpoint, const struct addr 
 	struct route_key key = { .prefixlen = 32 + 128, .table = table ? *table : 0, .addr = *a };
 	struct route *r = bpf_map_lookup_elem(&routes, &key);
 
-	if (r && r->hops) {
-		__u32 hash = (a->w[0] ^ a->w[1] ^ a->w[2] ^ a->w[3]) * 0x9e3779b1 + endpoint * 0x85ebca6b;
-
-		r = route_hop(r, (hash ^ hash >> 16) % r->hops);
-	}
+	if (r && r->hops)
+		r = route_hop(r, route_hash(endpoint, a) % r->hops);
 	return r && r->ifindex ? r : NULL;
 }
 

@@ -282,35 +282,38 @@ func (w want) unless(cond bool, other want) want {
 	return w
 }
 
-// A route of several hops spreads the flows; each keeps its hop.
+// A route of several hops spreads the flows, as their receivers differ in any byte; each
+// keeps its hop.
 func TestWayOfSeveral(t *testing.T) {
 	bothFamilies(t, func(w *world, six bool) {
 		x := w.ways(six)
 		w.owns2(x)
-		x.hops(1, x.usual(), route(x.second, x.gate, x.other), route(x.second, x.gate, x.other))
-		used := make(map[netip.Addr]int)
-		for i := range 60 {
-			to := x.f.client.at(443).via(x.f.gw)
-			raw := to.addr.AsSlice()
-			raw[len(raw)-1] = byte(100 + i)
-			to.addr, _ = netip.AddrFromSlice(raw)
-			if six {
-				raw[4] = 0xff
-			} else {
-				raw[0] = 8
-			}
-			to.addr, _ = netip.AddrFromSlice(raw)
-			ask := opening(x.f.p.at(51000), to, udp)
-			out := w.say(epP, ask, handed().any())
-			used[sourceAddr(out.raw)]++
-			for range 2 {
-				w.advance()
-				again := w.say(epP, ask, handed().any())
-				require.Equal(t, sourceAddr(out.raw), sourceAddr(again.raw))
+		for n, hops := range [][]loader.BPFRoute{
+			{x.usual(), route(x.second, x.gate, x.other)},
+			{x.usual(), route(x.second, x.gate, x.other), route(x.second, x.gate, x.other)},
+		} {
+			x.hops(uint32(1+n), hops...)
+			for _, differ := range pick(six, []int{1, 2, 3}, []int{4, 7, 8, 15}) {
+				used := make(map[netip.Addr]int)
+				for i := range 60 {
+					raw := pick(six, netipAddr("8.0.0.9"), netipAddr("2600::9")).AsSlice()
+					raw[differ] = byte(i)
+					to := side{x.f.gw.mac, netip.Addr{}, uint16(443 + n)}
+					to.addr, _ = netip.AddrFromSlice(raw)
+					ask := opening(x.f.p.at(51000), to, udp)
+					out := w.say(epP, ask, handed().any())
+					used[sourceAddr(out.raw)]++
+					for range 2 {
+						w.advance()
+						again := w.say(epP, ask, handed().any())
+						require.Equal(t, sourceAddr(out.raw), sourceAddr(again.raw))
+					}
+				}
+				want := 60 / len(hops)
+				require.InDelta(t, want, used[x.own], 16, "%v", used)
+				require.InDelta(t, 60-want, used[x.other], 16, "%v", used)
 			}
 		}
-		require.InDelta(t, 20, used[x.own], 14, "%v", used)
-		require.InDelta(t, 40, used[x.other], 14, "%v", used)
 		require.Zero(t, x.stale())
 	})
 }
