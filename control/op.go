@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/control/store"
 	"github.com/bpfnet/bpfnet/loader"
@@ -40,6 +41,7 @@ type op struct {
 	// Read once: what the host has.
 	boot  string
 	view  *hostView
+	rules *link.Policies
 	addrs map[netip.Addr]bool
 	binds map[string]netip.Addr // default binding addresses by network
 

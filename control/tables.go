@@ -103,7 +103,7 @@ func (o *op) setEndpoint(n *Network, ep *Endpoint) error {
 	if err := t.Endpoints.Set(ep.Slot, e); err != nil {
 		return err
 	}
-	if err := o.routeEndpoint(t, ep.Slot); err != nil {
+	if err := o.routeEndpoint(t, ep.Slot, e, n.Bridge); err != nil {
 		return err
 	}
 	return t.Networks.AddMember(n.Number, ep.Slot)

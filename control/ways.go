@@ -4,7 +4,9 @@ package control
 
 import (
 	"hash/fnv"
+	stdmaps "maps"
 	"net/netip"
+	"slices"
 
 	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/maps"
@@ -173,18 +175,31 @@ func (o *op) setTables(t *maps.Tables, want map[uint32]uint32) (moved int, err e
 	return moved, nil
 }
 
-// routeEndpoint gives a new endpoint its way to the world.
-func (o *op) routeEndpoint(t *maps.Tables, slot uint32) error {
-	ns, err := o.hostNetns()
-	if err != nil {
-		return err
+// routeEndpoint gives an endpoint its way to the world. The routes are read only if
+// nobody went that way before.
+func (o *op) routeEndpoint(t *maps.Tables, slot uint32, e maps.Endpoint, bridge string) error {
+	if o.rules == nil {
+		ns, err := o.hostNetns()
+		if err != nil {
+			return err
+		}
+		p, err := link.ReadRules(ns)
+		if err != nil {
+			return err
+		}
+		o.rules = &p
 	}
-	p, err := link.ReadRules(ns)
-	if err != nil {
-		return err
-	}
-	if usual(p) {
+	if usual(*o.rules) {
 		return t.Routes.SetTable(slot, 0) // whoever had the slot before may have had another
+	}
+	have, err := t.Routes.Tables()
+	if err != nil {
+		return err
+	}
+	w := ways{tables: map[uint32]wayPair{0: usualWay(*o.rules)}}
+	number := w.number(wayOf(*o.rules, e, bridge))
+	if number == 0 || slices.Contains(slices.Collect(stdmaps.Values(have)), number) {
+		return t.Routes.SetTable(slot, number)
 	}
 	isUplink, err := o.uplinkSet()
 	if err != nil {
