@@ -6,7 +6,7 @@
 //
 // The rooms, and the one way in which they may know each other:
 //
-//	cmd/bpfnet → control → control/{ipam,ports,link,netns,store,process}, maps, loader
+//	cmd/bpfnet → control → control/{ipam,ports,link,netns,store,process,watch}, maps, loader
 //	maps → loader (its generated types)
 package bpfnet
 

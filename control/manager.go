@@ -96,12 +96,21 @@ func (m *Manager) warn(format string, a ...any) {
 	}
 }
 
-// openStore takes the store's lock. While this command waited for it, uninstall
-// may have removed the file: then the one that is there now is taken.
-func (m *Manager) openStore() (*store.DB, error) {
+// openStore takes the store's lock, and makes the store if it is missing. While this
+// command waited for the lock, uninstall may have removed the file: then the one that
+// is there now is taken.
+func (m *Manager) openStore() (*store.DB, error) { return m.takeStore(true) }
+
+// existingStore is openStore for who has nothing to do without one: nil then.
+func (m *Manager) existingStore() (*store.DB, error) { return m.takeStore(false) }
+
+func (m *Manager) takeStore(make bool) (*store.DB, error) {
 	path := m.storePath()
 	for {
 		before, _ := os.Stat(path)
+		if before == nil && !make {
+			return nil, nil
+		}
 		db, err := store.Open(path)
 		if err != nil {
 			return nil, err

@@ -93,12 +93,12 @@ func (m *Manager) updateWith(flags *Config, fn func(*op) error) error {
 // change is update for what must exist before: on a host that nobody has set up
 // the answer is missing, and nothing is touched.
 func (m *Manager) change(missing error, fn func(*op) error) error {
-	if _, err := os.Stat(m.storePath()); errors.Is(err, fs.ErrNotExist) {
-		return missing
-	}
-	db, err := m.openStore()
+	db, err := m.existingStore()
 	if err != nil {
 		return err
+	}
+	if db == nil {
+		return missing
 	}
 	defer db.Close()
 	h, err := hostOf(db)

@@ -67,7 +67,7 @@ connection tracking, no proxy and no daemon take part in it.`,
 	root.AddCommand(containerCommands(a)...)
 	root.AddCommand(
 		containerGroup(a), networkGroup(a), bridgeGroup(a),
-		initCommand(a), statusCommand(a), flowsCommand(a), reconcileCommand(a), uninstallCommand(a),
+		initCommand(a), statusCommand(a), flowsCommand(a), reconcileCommand(a), daemonCommand(a), uninstallCommand(a),
 		demoCommand(a), versionCommand(a), superviseCommand(a),
 	)
 	root.InitDefaultCompletionCmd()

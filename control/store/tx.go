@@ -258,6 +258,9 @@ func (tx *Tx) flush(bucket string) error {
 }
 
 func (tx *Tx) commit() error {
+	if tx.pending == nil {
+		return nil // nothing was ever put: end rolls nothing back, and nobody waits for the disk
+	}
 	for bucket := range tx.pending {
 		if err := tx.flush(bucket); err != nil {
 			return err

@@ -2,7 +2,7 @@
 
 // Package arrows holds the code base to its drawing: who may import whom.
 //
-//	cmd/bpfnet → control → control/{ipam,link,netns,ports,process,store}, maps, loader
+//	cmd/bpfnet → control → control/{ipam,link,netns,ports,process,store,watch}, maps, loader
 //	maps → loader
 //	tests → all
 package arrows
@@ -21,7 +21,7 @@ const module = "github.com/bpfnet/bpfnet"
 var allowed = map[string][]string{
 	"":                {},
 	"cmd/bpfnet":      {"control", "control/demo", "control/process"},
-	"control":         {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "maps", "loader"},
+	"control":         {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "control/watch", "maps", "loader"},
 	"control/demo":    {"control", "control/netns"},
 	"control/ipam":    {},
 	"control/link":    {"control/netns"},
@@ -29,6 +29,7 @@ var allowed = map[string][]string{
 	"control/ports":   {},
 	"control/process": {},
 	"control/store":   {},
+	"control/watch":   {"control/netns"},
 	"maps":            {"loader"},
 	"loader":          {},
 }
