@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/bpfnet/bpfnet/control"
+	"github.com/bpfnet/bpfnet/loader"
+	"github.com/bpfnet/bpfnet/maps"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
@@ -49,4 +51,16 @@ func TestTableSizes(t *testing.T) {
 	over(talks...)
 	require.Equal(t, len(idle), alive(idle))
 	c.answers(c.Client, at(lab.HostIPv4, 8080), "srv", lab.ClientIPv4)
+}
+
+// counter is one of status, read by itself: status costs milliseconds.
+func (c *cast) counter(name string) uint64 {
+	c.t.Helper()
+	src, err := loader.OpenMaps(loader.Options{BPFFS: c.BPFFS})
+	require.NoError(c.t, err)
+	defer src.Close()
+	counters, err := maps.New(src).Counters.Read()
+	require.NoError(c.t, err)
+	require.Contains(c.t, counters, name)
+	return counters[name]
 }
