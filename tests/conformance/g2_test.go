@@ -4,6 +4,7 @@ package conformance
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -21,7 +22,7 @@ import (
 // programs remember, of what they are told and of what they count; in a way that keeps
 // flows from being carried over.
 var (
-	otherPrograms = []edit{{"lib/decide.h", "#define PORT_TRIES 16", "#define PORT_TRIES 17"}}
+	otherPrograms = []edit{{"sweep.c", "#define SWEEP_SLOTS 1024", "#define SWEEP_SLOTS 1023"}}
 	otherLayout   = []edit{
 		{"lib/types.h", "	__u32 seen;			/* tick of", "	__u64 novel;\n	__u32 seen;			/* tick of"},
 		{"lib/types.h", "	__u32 flows;			/* established flows that count", "	__u8 colour[12];\n	__u32 flows;			/* established flows that count"},
@@ -80,6 +81,7 @@ func TestG2(t *testing.T) {
 		})
 	}
 	t.Run("layout", changedLayout)
+	t.Run("layout, killed", killedUpgrade)
 	t.Run("no way", refusedLayout)
 }
 
@@ -192,6 +194,40 @@ func changedLayout(t *testing.T) {
 	require.Empty(t, c.must("reconcile"), "once more for nothing")
 	require.Empty(t, difference(before, inventory()), "there and back")
 	t.Logf("flows carried over %d times, at most %v", times(40, 6), slowest.Round(time.Millisecond))
+}
+
+// killedUpgrade: reconcile is killed at any step of a change of layout, and run again.
+func killedUpgrade(t *testing.T) {
+	c, s, p := upgradeCast(t)
+	this, other := binary(t), build(t, "layout", otherLayout...)
+	talks := append(c.upgradeTalks("tcp", s, p), c.upgradeTalks("udp", s, p)...)
+	idle := c.idle("tcp", c.Client, at(lab.HostIPv4, 8080), 100)
+	used := c.table("flows4").Used
+	start := time.Now()
+	c.upgraded(other)
+	took := time.Since(start)
+	n, finished := times(100, 12), 0
+	for i := range n {
+		path := []string{this, other}[i%2]
+		p := c.Start(t, c.Host, path, "reconcile")
+		_ = p.Wait(took * time.Duration(i/2*2+1) / time.Duration(n)) // kills it then
+		r := c.by(path, "reconcile")
+		require.Zero(t, r.code, "%d: %s", i, r.err)
+		if r.out == "" {
+			finished++
+		}
+		unharmed(talks...)
+		for _, dir := range []string{"maps-next", "maps-ready", "maps-old"} {
+			require.NoDirExists(t, filepath.Join(c.BPFFS, dir), "%d", i)
+		}
+	}
+	c.upgraded(this)
+	t.Logf("killed %d times within %v, %d of them too late", n, took.Round(time.Millisecond), finished)
+	require.Less(t, finished, n)
+	eventually(t, "as many flows as before", func() bool { return c.table("flows4").Used == used })
+	over(talks...)
+	require.Equal(t, 100, alive(idle))
+	require.Empty(t, c.must("reconcile"))
 }
 
 // refusedLayout: what cannot be carried over is refused, until it is told to.
