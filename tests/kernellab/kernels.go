@@ -10,12 +10,27 @@ import (
 	"path/filepath"
 )
 
-// series are the kernels that the lab boots: Debian's cloud kernels of these numbers,
-// which scripts/kernels fetches. 6.1 has clsact but no TCX, 6.12 has both.
-var series = []string{"6.1", "6.12"}
+// kernel is one of Debian's cloud kernels, which scripts/kernels fetches.
+type kernel struct {
+	Series  string
+	Modules []string // that every suite gets, and that only this kernel has
+}
 
-// base is what every suite needs, and is a module in Debian's cloud kernels.
+var kernels = []kernel{
+	{Series: "6.1"},  // clsact, and no TCX
+	{Series: "6.12"}, // TCX; netkit is built in
+}
+
+// base is what every suite gets. All of it is modules in Debian's cloud kernels.
 var base = []string{"veth", "bridge", "sch_ingress", "cls_bpf", "dummy"}
+
+// devices and protocols that rows of the conformance table need, and that other kernels
+// may lack. Nothing loads a module on demand in a machine: a row that needs another one
+// adds it here, or to its kernel's Modules.
+var devices = []string{
+	"8021q", "wireguard", "tun", "sctp", "sch_netem",
+	"inet_diag", "tcp_diag", "udp_diag", // who holds a port
+}
 
 // kernelDir is the directory of an unpacked kernel.
 func kernelDir(cache, series string) (string, error) {

@@ -19,6 +19,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -26,8 +27,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/bpfnet/bpfnet/tests/kernellab/image"
@@ -55,7 +56,7 @@ func main() {
 	flag.BoolVar(&o.verbose, "v", false, "print the whole console, always")
 	flag.BoolVar(&o.insns, "insns", false, "only count verified instructions, and write the kernels' columns of "+insns.Path)
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ok, err := run(ctx, o)
 	if err != nil {
@@ -69,8 +70,8 @@ func main() {
 // job is a suite on a kernel.
 type job struct {
 	suite  suite
-	series string
-	kernel string // its directory
+	kernel kernel
+	dir    string // of the kernel
 }
 
 type outcome struct {
@@ -87,12 +88,15 @@ func run(ctx context.Context, o options) (ok bool, err error) {
 			return false, err
 		}
 	}
-	kernels := series
+	booted := slices.Clone(kernels)
 	if o.kernel != "" {
-		if !slices.Contains(series, o.kernel) {
-			return false, fmt.Errorf("kernel %s: there are %s", o.kernel, strings.Join(series, ", "))
-		}
-		kernels = []string{o.kernel}
+		booted = slices.DeleteFunc(booted, func(k kernel) bool { return k.Series != o.kernel })
+	}
+	if len(booted) == 0 {
+		return false, fmt.Errorf("kernel %s: the lab has none of this series", o.kernel)
+	}
+	if o.run != "" && o.pkg == "" {
+		return false, errors.New("tests are of a package: -run needs -pkg (make vm: RUN needs PKG)")
 	}
 	list := chosen(o.pkg, o.run)
 	if o.insns {
@@ -100,8 +104,8 @@ func run(ctx context.Context, o options) (ok bool, err error) {
 	}
 	var jobs []job
 	for _, s := range list {
-		for _, k := range kernels {
-			dir, err := kernelDir(o.cache, k)
+		for _, k := range booted {
+			dir, err := kernelDir(o.cache, k.Series)
 			if err != nil {
 				return false, err
 			}
@@ -138,7 +142,7 @@ func writeInsns(all []outcome) error {
 		return err
 	}
 	for _, r := range all {
-		table[r.series] = insns.Counts(r.console)
+		table[r.kernel.Series] = insns.Counts(r.console)
 	}
 	return os.WriteFile(insns.Path, []byte(table.String()), 0o644)
 }
@@ -171,7 +175,7 @@ func runAll(ctx context.Context, jobs []job, dir string, o options) []outcome {
 func (j job) run(ctx context.Context, dir string, limit time.Duration) outcome {
 	start := time.Now()
 	r := outcome{job: j}
-	initramfs := filepath.Join(dir, fmt.Sprintf("%s-%s.cpio", j.suite.name(), j.series))
+	initramfs := filepath.Join(dir, fmt.Sprintf("%s-%s.cpio", j.suite.name(), j.kernel.Series))
 	defer os.Remove(initramfs)
 	files := map[string]string{"/bin/" + j.suite.name(): filepath.Join(dir, j.suite.name())}
 	for _, f := range j.suite.Files {
@@ -183,17 +187,20 @@ func (j job) run(ctx context.Context, dir string, limit time.Duration) outcome {
 		env = append(env, "BPFNET_BINARY=/bin/bpfnet")
 	}
 	r.err = image.Write(initramfs, image.Spec{
-		Kernel:  j.kernel,
+		Kernel:  j.dir,
 		Init:    filepath.Join(dir, "init"),
-		Modules: slices.Concat(base, j.suite.Modules),
+		Modules: slices.Concat(base, j.kernel.Modules, j.suite.Modules),
 		Files:   files,
 		// The test's own limit comes first: it says where it hangs.
 		Job: image.Job{Command: j.suite.command((limit * 3 / 4).String()), Dir: filepath.Join(source, j.suite.Package), Env: env},
 	})
 	if r.err == nil {
 		var expired bool
-		r.console, expired, r.err = boot(ctx, j.kernel, initramfs, limit)
+		r.console, expired, r.err = boot(ctx, j.dir, initramfs, limit)
 		r.verdict = verdict.Of(r.console, expired)
+		if r.verdict.Problem == "" {
+			r.verdict.Problem = j.suite.ran(r.verdict)
+		}
 	}
 	r.took = time.Since(start)
 	return r

@@ -28,7 +28,7 @@ func report(w io.Writer, r outcome, verbose bool) {
 			rest += fmt.Sprintf("; not applicable: %s", strings.Join(r.verdict.NotApplicable, ", "))
 		}
 	}
-	fmt.Fprintf(w, "%s  %-5s %-20s %6.1fs  %s\n", word, r.series, r.suite.Package, r.took.Round(100*time.Millisecond).Seconds(), rest)
+	fmt.Fprintf(w, "%s  %-5s %-20s %6.1fs  %s\n", word, r.kernel.Series, r.suite.Package, r.took.Round(100*time.Millisecond).Seconds(), rest)
 	if verbose {
 		io.WriteString(w, r.console)
 		return

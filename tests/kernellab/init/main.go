@@ -20,7 +20,7 @@ import (
 func main() {
 	code, err := run()
 	if err != nil {
-		fmt.Printf("\ninit: %v\n", err)
+		fmt.Printf("\n%s%v\n", verdict.Trouble, err)
 	} else {
 		fmt.Printf("\n%s%d\n", verdict.Mark, code)
 	}

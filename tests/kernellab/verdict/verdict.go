@@ -5,12 +5,16 @@ package verdict
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
 
-// Mark begins the line by which init says the job's exit code.
-const Mark = "KERNELLAB exit="
+// What begins the line by which init says how it ended.
+const (
+	Mark    = "KERNELLAB exit="  // the job's exit code
+	Trouble = "KERNELLAB init: " // why there was no job
+)
 
 // NotApplicable begins the message of a test that skips itself because its subject
 // does not exist in this kernel. Any other skip is a failure.
@@ -29,7 +33,7 @@ var complaints = []string{"Kernel panic - not syncing", "WARNING: CPU:", "WARNIN
 // Of reads a console. expired says that the machine had to be stopped.
 func Of(console string, expired bool) Verdict {
 	var v Verdict
-	var current, complaint string
+	var current, complaint, trouble string
 	var skips []string
 	excused := make(map[string]bool)
 	code, ended := 0, false
@@ -42,6 +46,10 @@ func Of(console string, expired bool) Verdict {
 			if n, err := strconv.Atoi(number); err == nil {
 				code, ended = n, true
 			}
+			continue
+		}
+		if text, ok := strings.CutPrefix(line, Trouble); ok {
+			trouble = text
 			continue
 		}
 		indented := line
@@ -71,16 +79,25 @@ func Of(console string, expired bool) Verdict {
 	switch {
 	case complaint != "":
 		v.Problem = "the kernel complained: " + complaint
+	case !ended && trouble != "":
+		v.Problem = "no test: " + trouble
 	case !ended && expired:
-		v.Problem = "hung: stopped when its time was over"
+		v.Problem = "hung: stopped when its time was over" + during(current)
 	case !ended:
-		v.Problem = "ended without a verdict"
+		v.Problem = "ended without a verdict" + during(current)
 	case code != 0:
 		v.Problem = fmt.Sprintf("exit code %d", code)
 	case len(unexcused) > 0:
 		v.Problem = "skipped: " + strings.Join(unexcused, ", ")
 	}
 	return v
+}
+
+func during(test string) string {
+	if test == "" {
+		return ""
+	}
+	return ", in " + test
 }
 
 // complains finds a complaint in a line that the kernel wrote: those begin with a time.
@@ -110,7 +127,7 @@ func cutAny(line string, prefixes ...string) (rest string, ok bool) {
 }
 
 // Worth is what of a console a reader of a failure wants: what tests that passed said is
-// left out, and no more than the last lines are kept.
+// left out, and of the rest no more than the first and the last lines, so many together, are kept.
 func Worth(console string, lines int) []string {
 	var kept []string
 	for line := range strings.Lines(console) {
@@ -120,5 +137,14 @@ func Worth(console string, lines int) []string {
 		}
 		kept = append(kept, line)
 	}
-	return kept[max(0, len(kept)-lines):]
+	over := len(kept) - lines
+	if over <= 0 {
+		return kept
+	}
+	plural := "s"
+	if over == 1 {
+		plural = ""
+	}
+	gap := fmt.Sprintf("… %d line%s …", over, plural)
+	return slices.Concat(kept[:lines/2], []string{gap}, kept[len(kept)-(lines-lines/2):])
 }
