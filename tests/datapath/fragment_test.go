@@ -371,7 +371,7 @@ func TestFragmentFollows(t *testing.T) {
 			w.check(w.objs.FromUplink, w.uplink, lab.Fragments(short.frame(), 800, 20)[2], passed().keeping())
 			put := w.ear("uplink")
 			w.check(w.objs.FromUplink, w.uplink, long, tooBig(long, f.host, 1000).any())
-			w.check(w.objs.FromUplink, w.uplink, lab.Fragments(short.frame(), 800, 20)[1], refused(loader.BPFReasonREASON_FRAGMENT))
+			w.check(w.objs.FromUplink, w.uplink, lab.Fragments(short.frame(), 800, 20)[2], refused(loader.BPFReasonREASON_FRAGMENT))
 			w.arrive(in, handed().any())
 			require.False(w.t, heard(put, lab.Fragments(short.frame(), 800, 20)[2]))
 		})

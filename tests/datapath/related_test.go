@@ -212,6 +212,7 @@ func TestRelatedForged(t *testing.T) {
 						"another receiver":      in(r.from, r.to, kind, about(func(p *packet) { p.to.addr = p.to.addr.Next() })),
 						"another protocol":      in(r.from, r.to, kind, changed(pick(six, 9, 6), 132)),
 						"seven bytes":           in(r.from, r.to, kind, quote[:headers+7]),
+						"seven and a trailer":   append(in(r.from, r.to, kind, quote[:headers+7]), quote[headers+7]),
 						"no transport header":   in(r.from, r.to, kind, quote[:headers]),
 						"half an IP header":     in(r.from, r.to, kind, quote[:headers/2]),
 						"nothing":               in(r.from, r.to, kind, nil),
