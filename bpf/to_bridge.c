@@ -46,7 +46,7 @@ static __noinline int to_bridge_slow(struct __sk_buff *skb)
 		/* A question about one neighbour goes to that one. */
 		if (p->family == 6 && p->kind == PACKET_ICMP && p->icmp_type == ICMPV6_NS &&
 		    !bpf_skb_load_bytes(skb, p->l4 + 8, &s->addr, sizeof(s->addr)))
-			return emit(skb, endpoint_of(number, &s->addr));
+			return emit(skb, addr_mapped(&s->addr) ? 0 : endpoint_of(number, &s->addr));
 		flood_members(skb, number, 0);
 		return DROP;
 	}

@@ -66,12 +66,16 @@ static __always_inline bool rewrite_transport(struct __sk_buff *skb, void *l4, v
 		udp->source = f->sport;
 		udp->dest = f->dport;
 		if (!udp->check && summed != CHECKSUM_PARTIAL) {
+			/* In IPv6 no header's checksum makes up for the addresses. */
 			if (summed == CHECKSUM_COMPLETE)
-				bpf_csum_update(skb, f->port_delta);
+				bpf_csum_update(skb, family == 4 ? f->port_delta :
+						     csum_fold((__u32)f->addr_delta + f->port_delta));
 			return true;
 		}
 		check = &udp->check;
 	} else if (proto == IPPROTO_SCTP) {
+		if (summed == CHECKSUM_COMPLETE && family == 6)
+			bpf_csum_update(skb, f->addr_delta);
 		return true;
 	} else {
 		struct icmphdr *icmp = l4;

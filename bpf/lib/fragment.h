@@ -140,6 +140,7 @@ enum recorded {
 struct comparison {
 	struct datagram *d;
 	struct piece piece;
+	bool last;			/* nothing lies behind it */
 	enum recorded result;
 };
 
@@ -152,7 +153,7 @@ static long compare_piece(__u32 i, struct comparison *c)
 	piece = c->d->pieces[i];
 	if (piece.start == c->piece.start && piece.end == c->piece.end)
 		c->result = RECORDED_AGAIN;
-	else if (c->piece.start < piece.end && c->piece.end > piece.start)
+	else if (c->piece.start < piece.end && (c->last || c->piece.end > piece.start))
 		c->result = RECORDED_NEVER;
 	return c->result != RECORDED;
 }
@@ -160,7 +161,8 @@ static long compare_piece(__u32 i, struct comparison *c)
 /* Notes that p has come. */
 static __noinline enum recorded record(struct datagram *d, const struct packet *p)
 {
-	struct comparison c = { .d = d, .piece = { .start = p->frag_off, .end = p->frag_off + p->payload } };
+	struct comparison c = { .d = d, .piece = { .start = p->frag_off, .end = p->frag_off + p->payload },
+				.last = !p->more };
 	__u32 n = d->count;
 
 	bpf_loop(n, compare_piece, &c, 0);

@@ -153,6 +153,8 @@ static __noinline int guard_nd(struct __sk_buff *skb, struct scratch *s, struct 
 		return DROP;
 	if (addr_unspecified(&p->saddr))
 		return drop(skb, REASON_SPOOFED_ND);
+	if (addr_mapped(&target))
+		return drop(skb, REASON_NO_ENDPOINT);
 	return neighbour(skb, s, &target);
 }
 

@@ -213,6 +213,12 @@ static __always_inline bool addr_link_local6(const struct addr *a)
 	return (a->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
+/* On the wire a v4-mapped address would read as IPv4 in our tables (RFC 4942 section 2.2). */
+static __always_inline bool addr_mapped(const struct addr *a)
+{
+	return !(a->w[0] | a->w[1]) && a->w[2] == V4_MAPPED;
+}
+
 static __always_inline bool mac_equal(const __u8 *a, const __u8 *b)
 {
 	const __u16 *x = (const __u16 *)a, *y = (const __u16 *)b;
@@ -423,10 +429,7 @@ static __always_inline int parse6(struct __sk_buff *skb, struct packet *p)
 	p->saddr = ip.saddr;
 	p->daddr = ip.daddr;
 	p->ttl = ip.hop_limit;
-	/* A v4-mapped address on the wire would read as IPv4 in our tables (RFC 4942 section 2.2). */
-	if (!(ip.saddr.w[0] | ip.saddr.w[1]) && ip.saddr.w[2] == V4_MAPPED)
-		return REASON_MARTIAN;
-	if (!(ip.daddr.w[0] | ip.daddr.w[1]) && ip.daddr.w[2] == V4_MAPPED)
+	if (addr_mapped(&ip.saddr) || addr_mapped(&ip.daddr))
 		return REASON_MARTIAN;
 	chain.off = p->l2 + sizeof(ip);
 	chain.next = ip.nexthdr;

@@ -277,6 +277,9 @@ __noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 o
 	c->world = world;
 	c->size = conf->pool_size;
 	c->result = REASON_NO_PORT;
+	/* An echo reply's identifier is the asker's, not its sender's to choose. */
+	if ((same->tuple.proto == IPPROTO_ICMP || same->tuple.proto == IPPROTO_ICMPV6) && same->tuple.dport)
+		return REASON_NO_PORT;
 	/* SCTP's ports are in a checksum of the whole packet: they stay as they are. */
 	if (same->tuple.proto == IPPROTO_SCTP) {
 		c->first = same->tuple.sport;

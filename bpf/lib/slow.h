@@ -129,7 +129,17 @@ static __always_inline int first(struct __sk_buff *skb, struct scratch *s)
  * connection only where nothing is translated. */
 static __always_inline bool opens(const struct packet *p)
 {
-	return (p->proto != IPPROTO_TCP && p->proto != IPPROTO_SCTP) || (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+	switch (p->proto) {
+	case IPPROTO_TCP:
+	case IPPROTO_SCTP:
+		return (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+	case IPPROTO_ICMP:
+		return p->icmp_type == ICMP_ECHO;
+	case IPPROTO_ICMPV6:
+		return p->icmp_type == ICMPV6_ECHO;
+	default:
+		return true;
+	}
 }
 
 /* Is there a socket of the host that is connected to the sender? Then the
