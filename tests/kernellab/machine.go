@@ -31,7 +31,7 @@ func boot(ctx context.Context, kernel, initramfs string, limit time.Duration) (c
 		"-machine", "q35", "-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", "1024",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", images[0], "-initrd", initramfs,
-		"-append", "console=ttyS0 quiet loglevel=4 panic=-1 panic_on_warn=1 oops=panic mitigations=off nokaslr random.trust_cpu=on")
+		"-append", "console=ttyS0 quiet loglevel=4 panic=-1 panic_on_warn=1 oops=panic mitigations=off nokaslr")
 	// It ends with this program, however that ends: the signal comes when the thread does.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

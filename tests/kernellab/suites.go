@@ -29,6 +29,7 @@ type suite struct {
 var rows = []string{
 	"TestA1", "TestA2", "TestA3", "TestA3a", "TestA4", "TestA5", // published: from the world and from the host
 	"TestA9", "TestA10", // published: from a peer, hairpin
+	"TestB9",           // binds of published ports
 	"TestC1", "TestC5", // peers, isolation
 	"TestD1",     // masquerade
 	"TestE4Sums", // checksums made before and after us
