@@ -162,7 +162,7 @@ var badLines = []refusal{
 	{line: "init --default-address-pool x", words: "--default-address-pool|x"}, {line: "init --default-address-pool base=10.0.0.0/8,size=99", words: "99"},
 	{line: "init --default-address-pool base=10.0.0.0/16,size=8", words: "8"}, {line: "init --masquerade-ports x", words: "masquerade-ports|x"},
 	{line: "init --masquerade-ports 5-4", words: "5-4"}, {line: "init --masquerade-ports 70000", words: "70000"}, {line: "init --flow-table-size 5", words: "flow-table-size|5"},
-	{line: "init --flow-table-size 2048", words: "flow-table-size"}, {line: "init --flow-quota -1", words: "flow-quota|-1"}, {line: "init --ip x", words: "ip|x"},
+	{line: "init --flow-quota -1", words: "flow-quota|-1"}, {line: "init --ip x", words: "ip|x"},
 	{line: "init --default-gateway x", words: "default-gateway|x"}, {line: "init --bridge a/b", words: "bridge|a/b"}, {line: "init --bridge eth0", words: "eth0"}, {line: "init --icc=maybe", words: "--icc|maybe"},
 	// Networks: names, devices, CIDRs.
 	{line: "network create a~b", words: "a b"}, {line: "network create n1", words: "n1"}, {line: "network create bridge", words: "bridge"}, {line: "network create host", words: "host"},
