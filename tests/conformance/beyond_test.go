@@ -88,8 +88,3 @@ func (b *beyond) narrow(c *cast, mtu int) {
 		require.NoError(c.t, h.RouteAdd(route))
 	}
 }
-
-// station is where R is on H's uplink; far stands for who is behind it.
-func (b *beyond) station() station {
-	return station{ns: b.router.NS, dev: "eth0", mac: b.router.MAC, ip4: b.inner[4], ip6: b.inner[6]}
-}

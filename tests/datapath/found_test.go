@@ -103,11 +103,6 @@ func TestFoundSummedByDevice(t *testing.T) {
 	w.complete(w.objs.FromUplink, w.uplink, d.errorFor(d.client))
 }
 
-// even is a datagram whose fragments are whole multiples of eight bytes.
-func even(from, to side, n int) packet {
-	return packet{from: from, to: to, proto: udp, payload: make([]byte, n-8)}
-}
-
 // A neighbour with an IPv4 address written as IPv6 is nobody's.
 func TestFoundMappedNeighbour(t *testing.T) {
 	w := newWorld(t)
