@@ -155,7 +155,7 @@ static long compare_piece(__u32 i, struct comparison *c)
 		c->result = RECORDED_AGAIN;
 	else if (c->piece.start < piece.end && (c->last || c->piece.end > piece.start))
 		c->result = RECORDED_NEVER;
-	return c->result != RECORDED;
+	return c->result == RECORDED_NEVER;
 }
 
 /* Notes that p has come. */

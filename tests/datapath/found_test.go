@@ -118,3 +118,31 @@ func TestFoundMappedNeighbour(t *testing.T) {
 	}
 	w.check(w.objs.ToBridge, w.bridges[net1], asked(f.gw, mapped(w.containers[epS].ip4)), refused(loader.BPFReasonREASON_NO_ENDPOINT))
 }
+
+// A piece that is there, and now says that it is the last while another lies behind it: whichever
+// of them came first.
+func TestFoundLastFragmentAgain(t *testing.T) {
+	bothFamilies(t, func(w *world, six bool) {
+		f := w.family(six)
+		for i, order := range [][]uint16{{3, 6}, {6, 3}} {
+			from := f.client
+			from.addr = netip.AddrFrom4([4]byte{198, 18, 7, byte(100 + i)})
+			if six {
+				from.addr = netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0xff, 15: byte(100 + i)})
+			}
+			p := packet{from: from, to: f.host, proto: udp, payload: make([]byte, 16)}
+			arrive := func(offset uint16, more bool, want want) {
+				t.Helper()
+				frame := edited(fragment(p.frame(), offset, more), func(b []byte) {
+					binary.BigEndian.PutUint16(b[pick(six, 18, ethLen+ip6Len+6):], 5) // one datagram
+				})
+				w.check(w.objs.FromUplink, w.uplink, frame, want)
+			}
+			arrive(0, true, handed().any())
+			arrive(order[0], true, handed().any())
+			arrive(order[1], true, handed().any())
+			arrive(3, true, handed().any())
+			arrive(3, false, refused(loader.BPFReasonREASON_FRAGMENT))
+		}
+	})
+}
