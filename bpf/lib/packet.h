@@ -270,7 +270,8 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 		p->kind = PACKET_FLOW;
 		return 0;
 	case IPPROTO_SCTP:
-		if (bpf_skb_load_bytes(skb, p->l4, &h.sctp, sizeof(h.sctp)))
+		/* RFC 9260 section 3.1: port 0 must not be used. */
+		if (bpf_skb_load_bytes(skb, p->l4, &h.sctp, sizeof(h.sctp)) || !h.sctp.source || !h.sctp.dest)
 			return REASON_MALFORMED;
 		p->sport = h.sctp.source;
 		p->dport = h.sctp.dest;

@@ -146,3 +146,17 @@ func TestFoundLastFragmentAgain(t *testing.T) {
 		}
 	})
 }
+
+// SCTP has no port 0 (RFC 9260 section 3.1): where ports are chosen it stands for "none yet".
+func TestFoundPortlessAssociation(t *testing.T) {
+	bothFamilies(t, func(w *world, six bool) {
+		f := w.family(six)
+		associate := func(from, to side) []byte {
+			return withProto(opening(from, to, udp).like(func(p *packet) { p.payload = append(make([]byte, 4), 1, 0, 0, 4) }), 132)
+		}
+		beyond := f.client.at(443).via(f.gw)
+		w.utter(epP, associate(f.p, beyond), handed().any())
+		w.utter(epP, associate(f.p.at(0), beyond), refused(loader.BPFReasonREASON_MALFORMED))
+		w.utter(epP, associate(f.p, beyond.at(0)), refused(loader.BPFReasonREASON_MALFORMED))
+	})
+}
