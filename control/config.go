@@ -125,8 +125,8 @@ func (c *Config) check() error {
 		}
 	}
 	for _, s := range c.DNS {
-		if _, err := netip.ParseAddr(s); err != nil {
-			return invalid("dns: %q is not an address", s)
+		if err := checkDNS(s); err != nil {
+			return err
 		}
 	}
 	for _, s := range slices.Concat(c.DNSSearch, c.DNSOptions) {
@@ -190,6 +190,15 @@ func checkFamily(key, text string, v6, prefix bool) error {
 	return nil
 }
 
+// checkDNS is for what becomes a line of resolv.conf: netip takes any text for a zone.
+func checkDNS(server string) error {
+	a, err := netip.ParseAddr(server)
+	if err != nil || a.Zone() != "" && !validDevice(a.Zone()) {
+		return invalid("dns: %q is not an address", server)
+	}
+	return nil
+}
+
 func checkMTU(mtu int) error {
 	if mtu != 0 && (mtu < 68 || mtu > 65535) {
 		return invalid("mtu: %d is not in 68-65535", mtu)
@@ -199,7 +208,7 @@ func checkMTU(mtu int) error {
 
 // validDevice is the kernel's rule, dev_valid_name.
 func validDevice(name string) bool {
-	return name != "" && len(name) < 16 && name != "." && name != ".." && !strings.ContainsAny(name, "/: \t\r\n\v\f")
+	return name != "" && len(name) < 16 && name != "." && name != ".." && !strings.ContainsAny(name, "/: \t\r\n\v\f\x00")
 }
 
 // pools are the address pools for IPv4 networks.

@@ -4,7 +4,6 @@ package control
 
 import (
 	"net"
-	"net/netip"
 	"slices"
 	"strings"
 )
@@ -27,8 +26,8 @@ func (opts *ContainerOptions) check() error {
 		}
 	}
 	for _, s := range opts.DNS {
-		if _, err := netip.ParseAddr(s); err != nil {
-			return invalid("dns: %q is not an address", s)
+		if err := checkDNS(s); err != nil {
+			return err
 		}
 	}
 	for _, s := range slices.Concat(opts.DNSSearch, opts.DNSOptions) {
