@@ -253,8 +253,8 @@ static long replay_one(__u32 i, struct replay *r)
 
 /* Puts the parked fragments of d back into the device's ingress, where they arrive once
  * this packet, the first one, is gone. It is on its way already: translated, its redirect
- * decided; so it is set aside meanwhile. */
-static __noinline void replay(struct __sk_buff *skb, struct assembly *a, struct datagram *d, const struct packet *p)
+ * decided; so it is set aside meanwhile. False: it could not be restored. */
+static __noinline bool replay(struct __sk_buff *skb, struct assembly *a, struct datagram *d, const struct packet *p)
 {
 	/* On its way into a container it has a link-layer header, wherever it came from. */
 	__u32 l2 = ETH_HLEN, len = skb->len - l2, mark = skb->mark;
@@ -263,7 +263,7 @@ static __noinline void replay(struct __sk_buff *skb, struct assembly *a, struct 
 
 	if (!can_park(len) || bpf_skb_load_bytes(skb, l2, a->parked.bytes, parked_len(len)) ||
 	    bpf_skb_load_bytes(skb, 0, was, sizeof(was)))
-		return;
+		return true;
 	a->parked.len = len;
 	mac_copy(macs, p->dst_mac);
 	mac_copy(macs + 6, p->src_mac);
@@ -271,8 +271,7 @@ static __noinline void replay(struct __sk_buff *skb, struct assembly *a, struct 
 	skb->mark = 0;
 	bpf_loop(d->count, replay_one, &r, 0);
 	skb->mark = mark;
-	overwrite(skb, l2, &a->parked);
-	bpf_skb_store_bytes(skb, 0, was, sizeof(was), 0);
+	return !overwrite(skb, l2, &a->parked) && !bpf_skb_store_bytes(skb, 0, was, sizeof(was), 0);
 }
 
 /* The first fragment was treated as a packet of its own, with verdict ret: the others
@@ -307,8 +306,8 @@ __noinline int first_fragment(struct __sk_buff *skb, struct scratch *s, int ret)
 		d->state = DATAGRAM_DROPPED;
 		return drop(skb, REASON_FRAGMENT);
 	}
-	if (d && d->state == DATAGRAM_EARLY && ret == REDIRECT && !p->refused)
-		replay(skb, a, d, p);
+	if (d && d->state == DATAGRAM_EARLY && ret == REDIRECT && !p->refused && !replay(skb, a, d, p))
+		ret = drop(skb, REASON_ERROR);
 	n->tick = now();
 	n->state = ret == PASS || p->whole != PACKET_FLOW ? DATAGRAM_HOST :
 		   ret == DROP || p->refused ? DATAGRAM_DROPPED : DATAGRAM_FLOW;

@@ -124,6 +124,23 @@ static __noinline bool mapping_taken(const struct scratch *s)
 		 addr_equal(&o->inner.addr, &s->tuple.saddr));
 }
 
+/* A tuple as the socket lookups take it; its size tells them the family. */
+static __always_inline __u32 socket_tuple(struct bpf_sock_tuple *to, const struct tuple *t)
+{
+	if (t->family == 4) {
+		to->ipv4.saddr = t->saddr.w[3];
+		to->ipv4.daddr = t->daddr.w[3];
+		to->ipv4.sport = t->sport;
+		to->ipv4.dport = t->dport;
+		return sizeof(to->ipv4);
+	}
+	__builtin_memcpy(to->ipv6.saddr, t->saddr.w, 16);
+	__builtin_memcpy(to->ipv6.daddr, t->daddr.w, 16);
+	to->ipv6.sport = t->sport;
+	to->ipv6.dport = t->dport;
+	return sizeof(to->ipv6);
+}
+
 /* Is there a socket of the host's that would get a packet of t? */
 __noinline int host_socket(struct __sk_buff *skb, const struct tuple *t)
 {
@@ -133,19 +150,7 @@ __noinline int host_socket(struct __sk_buff *skb, const struct tuple *t)
 
 	if (!t)
 		return false;
-	if (t->family == 4) {
-		tuple.ipv4.saddr = t->saddr.w[3];
-		tuple.ipv4.daddr = t->daddr.w[3];
-		tuple.ipv4.sport = t->sport;
-		tuple.ipv4.dport = t->dport;
-		size = sizeof(tuple.ipv4);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, t->saddr.w, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, t->daddr.w, 16);
-		tuple.ipv6.sport = t->sport;
-		tuple.ipv6.dport = t->dport;
-		size = sizeof(tuple.ipv6);
-	}
+	size = socket_tuple(&tuple, t);
 	if (t->proto == IPPROTO_TCP)
 		sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	else if (t->proto == IPPROTO_UDP)

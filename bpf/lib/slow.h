@@ -148,24 +148,14 @@ static __always_inline bool host_connected(struct __sk_buff *skb, const struct p
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
+	struct tuple t;
 	bool connected;
 	__u32 size;
 
 	if (p->proto != IPPROTO_UDP)
 		return false;
-	if (p->family == 4) {
-		tuple.ipv4.saddr = p->saddr.w[3];
-		tuple.ipv4.daddr = p->daddr.w[3];
-		tuple.ipv4.sport = p->sport;
-		tuple.ipv4.dport = p->dport;
-		size = sizeof(tuple.ipv4);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, p->saddr.w, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, p->daddr.w, 16);
-		tuple.ipv6.sport = p->sport;
-		tuple.ipv6.dport = p->dport;
-		size = sizeof(tuple.ipv6);
-	}
+	tuple_of(&t, p);
+	size = socket_tuple(&tuple, &t);
 	sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return false;
