@@ -85,11 +85,11 @@ type BPFDatagram struct {
 		Pad    [2]uint8
 	}
 	Tick   uint32
+	State  uint32
 	Total  uint16
 	Got    uint16
-	State  uint8
 	Count  uint8
-	Pad    uint16
+	Pad    [3]uint8
 	Pieces [64]struct {
 		_     structs.HostLayout
 		Start uint16

@@ -47,11 +47,11 @@ struct piece {
 struct datagram {
 	struct tuple tuple;
 	__u32 tick;			/* of its first packet */
+	__u32 state;			/* enum datagram_state */
 	__u16 total;			/* bytes, once the last fragment came */
 	__u16 got;			/* bytes */
-	__u8 state;			/* enum datagram_state */
 	__u8 count;			/* of pieces */
-	__u16 pad;
+	__u8 pad[3];
 	struct piece pieces[PIECES];
 };
 
@@ -127,7 +127,10 @@ static __always_inline struct datagram *datagram(struct assembly *a)
 {
 	struct datagram *d = bpf_map_lookup_elem(&datagrams, &a->key.datagram);
 
-	return d && now() - d->tick <= FRAGMENT_TICKS ? d : NULL;
+	if (!d || now() - d->tick <= FRAGMENT_TICKS)
+		return d;
+	bpf_map_delete_elem(&datagrams, &a->key.datagram);
+	return NULL;
 }
 
 enum recorded {
@@ -204,12 +207,14 @@ static __noinline bool park(struct __sk_buff *skb, struct assembly *a, const str
 	if (!d) {
 		__builtin_memset(&a->datagram, 0, sizeof(a->datagram));
 		a->datagram.tick = now();
-		bpf_map_update_elem(&datagrams, &a->key.datagram, &a->datagram, BPF_ANY);
+		bpf_map_update_elem(&datagrams, &a->key.datagram, &a->datagram, BPF_NOEXIST);
 		d = datagram(a);
 		if (!d)
 			return false;
 	}
-	if (d->state == DATAGRAM_UNFIT || record(d, p) == RECORDED_NEVER) {
+	if (d->state != DATAGRAM_EARLY)
+		return d->state != DATAGRAM_UNFIT; /* the first came meanwhile, on another CPU */
+	if (record(d, p) == RECORDED_NEVER) {
 		d->state = DATAGRAM_UNFIT;
 		return false;
 	}
@@ -288,17 +293,28 @@ __noinline int first_fragment(struct __sk_buff *skb, struct scratch *s, int ret)
 	a = assembly(p);
 	if (!a)
 		return ret;
+	n = &a->datagram;
+	__builtin_memset(n, 0, sizeof(*n));
+	tuple_of(&n->tuple, p);
+	n->tick = now();
+	n->state = ret == PASS || p->whole != PACKET_FLOW ? DATAGRAM_HOST :
+		   ret == DROP || p->refused ? DATAGRAM_DROPPED : DATAGRAM_FLOW;
+	record(n, p);
 	d = datagram(a);
-	if (d && ret == PASS && d->state == DATAGRAM_EARLY) {
+	if (!d) {
+		if (!bpf_map_update_elem(&datagrams, &a->key.datagram, n, BPF_NOEXIST))
+			return ret;
+		d = datagram(a); /* an early one came meanwhile, on another CPU */
+		if (!d)
+			return ret;
+	}
+	if (ret == PASS && d->state == DATAGRAM_EARLY) {
 		d->state = DATAGRAM_HOST;
 		if (record(d, p) == RECORDED_LAST)
 			bpf_map_delete_elem(&datagrams, &a->key.datagram);
 		return ret;
 	}
-	n = &a->datagram;
-	__builtin_memset(n, 0, sizeof(*n));
-	tuple_of(&n->tuple, p);
-	if (d && ret != PASS && d->state != DATAGRAM_EARLY) {
+	if (ret != PASS && d->state != DATAGRAM_EARLY) {
 		if (d->state == DATAGRAM_FLOW && tuple_equal(&d->tuple, &n->tuple) &&
 		    record(d, p) == RECORDED_AGAIN)
 			return ret;
@@ -306,12 +322,15 @@ __noinline int first_fragment(struct __sk_buff *skb, struct scratch *s, int ret)
 		d->state = DATAGRAM_DROPPED;
 		return drop(skb, REASON_FRAGMENT);
 	}
-	if (d && d->state == DATAGRAM_EARLY && ret == REDIRECT && !p->refused && !replay(skb, a, d, p))
-		ret = drop(skb, REASON_ERROR);
-	n->tick = now();
-	n->state = ret == PASS || p->whole != PACKET_FLOW ? DATAGRAM_HOST :
-		   ret == DROP || p->refused ? DATAGRAM_DROPPED : DATAGRAM_FLOW;
-	record(n, p);
+	if (d->state == DATAGRAM_EARLY && ret == REDIRECT && !p->refused) {
+		/* In this order: who parks one looks at the state again afterwards. */
+		d->tuple = n->tuple;
+		if (__sync_val_compare_and_swap(&d->state, DATAGRAM_EARLY, n->state) == DATAGRAM_EARLY &&
+		    !replay(skb, a, d, p)) {
+			n->state = DATAGRAM_DROPPED;
+			ret = drop(skb, REASON_ERROR);
+		}
+	}
 	bpf_map_update_elem(&datagrams, &a->key.datagram, n, BPF_ANY);
 	return ret;
 }
@@ -360,6 +379,7 @@ __noinline int later_fragment(struct __sk_buff *skb, struct scratch *s, int earl
 	struct datagram *d;
 	struct packet *p;
 	struct flow *f;
+	__u32 state;
 	int err;
 
 	if (!s)
@@ -370,9 +390,16 @@ __noinline int later_fragment(struct __sk_buff *skb, struct scratch *s, int earl
 		return MISS;
 	d = datagram(a);
 	if (!d || d->state == DATAGRAM_EARLY || d->state == DATAGRAM_UNFIT) {
-		if (!park(skb, a, p) && early == DROP)
-			drop(skb, REASON_FRAGMENT);
-		return early;
+		if (!park(skb, a, p)) {
+			if (early == DROP)
+				drop(skb, REASON_FRAGMENT);
+			return early;
+		}
+		/* The first one may have come meanwhile, and not have seen this one. */
+		d = datagram(a);
+		state = d ? __sync_val_compare_and_swap(&d->state, DATAGRAM_EARLY, DATAGRAM_EARLY) : DATAGRAM_EARLY;
+		if (!d || state == DATAGRAM_EARLY || state == DATAGRAM_UNFIT)
+			return early;
 	}
 	if (d->state == DATAGRAM_HOST) {
 		if (record(d, p) == RECORDED_LAST)
