@@ -19,7 +19,7 @@ import (
 // as it is told (net/ipv4/udp.c, net/ipv6/udp.c).
 var errorKinds = map[int][]complaint{
 	4: {{kind: 3, code: 0}, {kind: 3, code: 1}, {kind: 3, code: 3}, {kind: 3, code: 4, info: 1300}, {kind: 3, code: 10}, {kind: 3, code: 13},
-		{kind: 11, code: 0}, {kind: 12, code: 0}},
+		{kind: 11, code: 0}, {kind: 12, code: 0, info: 9}},
 	6: {{kind: 1, code: 0}, {kind: 1, code: 1}, {kind: 1, code: 3}, {kind: 1, code: 4}, {kind: 2, code: 0, info: 1300},
 		{kind: 3, code: 0}, {kind: 3, code: 1}, {kind: 4, code: 0, info: 40}},
 }
@@ -57,17 +57,27 @@ func TestE1Kinds(t *testing.T) {
 			netip.MustParseAddr([]string{"192.0.2.9", "2001:db8:f::9"}[i]), x, h, srv, gw)
 		for _, w := range ways {
 			t.Run(fmt.Sprintf("%s, IPv%d", w.name, family), func(t *testing.T) {
+				var frames [][]byte
+				var wanted []complaint
 				for _, k := range errorKinds[family] {
 					for _, short := range []bool{false, true} {
 						about, text := w.about, "what is sent"
 						if short { // the least that there has to be
 							about, text = about[:map[int]int{4: 20, 6: 40}[family]+8], ""
 						}
-						require.NoError(t, lab.Inject(w.at.ns, w.at.dev, w.packet.ICMP(k.kind, k.code, k.info, about), 1))
+						rest := k.info
+						if k.kind == 12 { // the pointer is in the first byte
+							rest <<= 24
+						}
+						frames = append(frames, w.packet.ICMP(k.kind, k.code, rest, about))
 						want := k
 						want.from, want.about = w.from, text
-						heardError(t, w.hears, want)
+						wanted = append(wanted, want)
 					}
+				}
+				require.NoError(t, lab.InjectEach(w.at.ns, w.at.dev, len(frames), func(i int) []byte { return frames[i] }))
+				for _, want := range wanted {
+					heardError(t, w.hears, want)
 				}
 			})
 			t.Run(fmt.Sprintf("%s, forged, IPv%d", w.name, family), func(t *testing.T) { c.in(t).forgedErrors(family, w) })

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfnet/bpfnet/tests/lab"
+)
+
+// E3: the fragments of a datagram come at the same time, each to another CPU: none is left behind.
+//
+//	X ═ two CPUs ═ eth0 H ── srv (P:P/udp)
+func TestE3AtOnce(t *testing.T) {
+	c, s, _, _ := mainCast(t)
+	x, h := c.world(), c.uplink()
+	cpus := usableCPUs(t)
+	for _, family := range ipVersions {
+		in := c.packets(s.ns, family)
+		c.publish(s, fmt.Sprintf("%d:%d/udp", in.port, in.port))
+		const burst = 64
+		for round := range times(2000, 40) {
+			list := make([][][]byte, burst)
+			for i := range list {
+				id := uint32(round*burst + i)
+				list[i] = lab.Fragments(x.to(h, family).UDP(9000, in.port, fmt.Appendf(make([]byte, 1000), "%10d", id)), 1000, id)
+			}
+			var running sync.WaitGroup
+			start := make(chan struct{})
+			for k := range 2 {
+				cpu := cpus[k%len(cpus)]
+				running.Go(func() {
+					runtime.LockOSThread() // and never unlocked: the thread ends with the function
+					var set unix.CPUSet
+					set.Set(cpu)
+					if err := unix.SchedSetaffinity(0, &set); err != nil {
+						t.Error(err)
+					}
+					err := lab.InjectEach(x.ns, x.dev, burst, func(i int) []byte {
+						if i == 0 {
+							<-start
+						}
+						return list[i][k]
+					})
+					if err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			close(start)
+			got := make(map[string]bool)
+			for range burst {
+				payload, _ := in.next(t, "round %d: %d of %d", round, len(got), burst)
+				got[string(payload)] = true
+			}
+			running.Wait()
+			require.Len(t, got, burst)
+		}
+	}
+}
+
+func usableCPUs(t testing.TB) (list []int) {
+	t.Helper()
+	var set unix.CPUSet
+	require.NoError(t, unix.SchedGetaffinity(0, &set))
+	for i := range 1024 {
+		if set.IsSet(i) {
+			list = append(list, i)
+		}
+	}
+	return list
+}
