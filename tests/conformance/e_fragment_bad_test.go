@@ -56,9 +56,9 @@ func TestE3Hostile(t *testing.T) {
 						piece(segment, 0, 8, true, id), piece(segment, 8, 44, false, id),
 						piece(segment, 0, 16, true, id+1), piece(segment, 8, 44, false, id+1),
 						// RFC 5722: the second overlaps the first; the third would complete it.
-						piece(honest, 0, 808, true, id+2), piece(frame, 800, 1448, false, id+2), piece(honest, 808, 1608, false, id+2),
+						piece(honest, 0, 808, true, id+2), piece(frame, 800, 1448, true, id+2), piece(honest, 808, 1608, false, id+2),
 						// The overlap comes first.
-						piece(frame, 800, 1448, false, id+3), piece(honest, 792, 1608, false, id+3), piece(honest, 0, 808, true, id+3),
+						piece(frame, 800, 1448, true, id+3), piece(honest, 792, 1608, false, id+3), piece(honest, 0, 808, true, id+3),
 						// No multiple of 8.
 						piece(frame, 0, 804, true, id+4), piece(frame, 804, 1448, false, id+4),
 					}
