@@ -11,7 +11,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test unit generate fmt vet lint fresh deps soak lab-shell verifier cost vm vm-deps insns readme clean
+.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance soak lab-shell verifier cost vm vm-deps insns readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,8 +74,11 @@ lab-shell: go-found ## a shell in a host of its own: client, uplink, store, pins
 readme: deps go-found ## runs what README.md shows and writes the output into it (root)
 	$(GO) test -count=1 ./tests/readme -update
 
-soak: deps go-found ## the long counts; writes docs/soak.md
-	$(GO) run ./tests/soak docs/soak.md
+conformance: deps go-found ## every row that is promised; writes docs/conformance.md (root)
+	$(GO) run ./tests/conformance/run docs/conformance.md
+
+soak: deps go-found ## the same with the counts that are promised; writes docs/soak.md
+	BPFNET_SOAK=1 $(GO) run ./tests/conformance/run docs/soak.md
 
 clean: ## what building made
 	rm -f bpfnet
