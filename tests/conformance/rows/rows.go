@@ -17,9 +17,10 @@ type Row struct {
 	Missing  string // why it is not tested or does not hold; empty: it holds
 }
 
-// Elsewhere has the tests of rows that need no lab: by directory and function.
+// Elsewhere has the tests of rows that are not in package conformance: by directory and function.
 var Elsewhere = map[string][]Test{
 	"E5": {{"tests/datapath", "TestOptions"}, {"tests/datapath", "TestOptionsSourceRoute"}, {"tests/datapath", "TestOptionsRouting"}},
+	"E6": {{"tests/oracle", "TestPrograms"}, {"tests/oracle", "TestSequences"}},
 	"G4": {{"control", "TestReboot"}},
 }
 
@@ -118,7 +119,7 @@ var All = []Row{
 	{"D5", "masquerade's ports to the last one; the next is refused, none is lost", both, tcpUDP, ""},
 	{"D6", "no cross-talk with H's own connections on ten ports", both, tcpUDP, ""},
 	{"D7", "a source port that is H's service's does not shadow it", both, tcpUDP, ""},
-	{"D8", "simultaneous open through masquerade", "", "", "not tested yet"},
+	{"D8", "simultaneous open through masquerade", both, "TCP", ""},
 	{"D9", "one ICMP id of many: each gets its own answers", both, "ICMP", ""},
 	{"D10", "one external port for one source port; --full-cone", both, "UDP", ""},
 
@@ -127,13 +128,13 @@ var All = []Row{
 	{"E3", "fragments in any order", both, "UDP", ""},
 	{"E4", "GSO and checksum offload, on and off", both, "TCP", ""},
 	{"E5", "IP options and extension headers: parsed or dropped by rule", both, tcpUDP, ""},
-	{"E6", "1,000,000 mutated packets per program against a model", "", "", "not built yet: the model"},
+	{"E6", "1,000,000 mutated packets per program against a model", both, "all", ""},
 	{"E7", "traceroute shows the hops", both, "UDP, ICMP", ""},
 	{"E8", "TTL and hop limit: one less through H", both, withICMP, ""},
-	{"E9", "TIME_WAIT, and resets that prove nothing", "", "", "not tested yet"},
+	{"E9", "TIME_WAIT, and resets that prove nothing", both, "TCP", ""},
 	{"E10", "published while clients retry: the next packet gets in", both, tcpUDP, ""},
 	{"E11", "a container with a new address: the next packet reaches it", both, "UDP", ""},
-	{"E12", "ECN, DSCP, TCP options, VLAN tags", "", "", "not tested yet"},
+	{"E12", "ECN, DSCP, TCP options, no UDP checksum, VLAN tags: unharmed", both, tcpUDP, ""},
 
 	{"F1", "names and aliases of a network", "", "", "not built yet: names"},
 	{"F2", "other names are forwarded", "", "", "not built yet: names"},
