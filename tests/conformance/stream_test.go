@@ -39,7 +39,7 @@ func (c *cast) streaming(from *netns.NS, to string) *stream {
 	}
 	var conn *net.UDPConn
 	require.NoError(c.t, from.Do(func() error {
-		var lc net.ListenConfig
+		lc := net.ListenConfig{Control: lab.Roomy}
 		p, err := lc.ListenPacket(context.Background(), network, ":0")
 		if err == nil {
 			conn = p.(*net.UDPConn)

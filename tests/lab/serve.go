@@ -203,10 +203,20 @@ func readLine(r *bufio.Reader) (string, error) {
 	}
 }
 
+// Roomy is a net.ListenConfig's Control: a socket that loses nothing while its process waits
+// for a processor. What a test finds lost was lost by the network.
+func Roomy(_, _ string, raw syscall.RawConn) (err error) {
+	ctlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20) })
+	return errors.Join(ctlErr, err)
+}
+
 // NewUDPServer is ServeUDP without a test; the caller closes it.
 func NewUDPServer(ns *netns.NS, name, addr string) (*Server, error) {
-	lc := net.ListenConfig{Control: func(network, _ string, raw syscall.RawConn) error {
-		var err error
+	lc := net.ListenConfig{Control: func(network, address string, raw syscall.RawConn) error {
+		err := Roomy(network, address, raw)
+		if err != nil {
+			return err
+		}
 		ctlErr := raw.Control(func(fd uintptr) {
 			if network == "udp4" {
 				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
