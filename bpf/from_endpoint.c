@@ -315,6 +315,5 @@ int from_endpoint(struct __sk_buff *skb)
 
 	if (skb->vlan_present)
 		return drop(skb, REASON_UNSUPPORTED);
-	ret = fast(skb, skb->ifindex, HOOK_ENDPOINT);
-	return ret != MISS ? ret : from_endpoint_slow(skb);
+	return fast(skb, skb->ifindex, HOOK_ENDPOINT, &ret) ? ret : from_endpoint_slow(skb);
 }

@@ -90,7 +90,7 @@ static __noinline int from_lo_slow(struct __sk_buff *skb)
 SEC("tc")
 int from_lo(struct __sk_buff *skb)
 {
-	int ret = fast(skb, ZONE_LO, HOOK_LO);
+	int ret;
 
-	return ret != MISS ? ret : from_lo_slow(skb);
+	return fast(skb, ZONE_LO, HOOK_LO, &ret) ? ret : from_lo_slow(skb);
 }

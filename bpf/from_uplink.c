@@ -211,15 +211,14 @@ int from_uplink(struct __sk_buff *skb)
 	/* Another VLAN's frames, other hosts' in promiscuous mode, broadcasts. */
 	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
 		return PASS;
-	ret = fast(skb, ZONE_WORLD, HOOK_UPLINK);
-	return ret != MISS ? ret : from_uplink_slow(skb, ETH_HLEN);
+	return fast(skb, ZONE_WORLD, HOOK_UPLINK, &ret) ? ret : from_uplink_slow(skb, ETH_HLEN);
 }
 
 /* The same for a device without a link-layer header (tun, WireGuard, ipip). */
 SEC("tc")
 int from_tunnel(struct __sk_buff *skb)
 {
-	int ret = fast(skb, ZONE_WORLD, HOOK_TUNNEL);
+	int ret;
 
-	return ret != MISS ? ret : from_uplink_slow(skb, 0);
+	return fast(skb, ZONE_WORLD, HOOK_TUNNEL, &ret) ? ret : from_uplink_slow(skb, 0);
 }

@@ -81,6 +81,5 @@ int to_bridge(struct __sk_buff *skb)
 	/* Forwarded by the kernel from another device: nobody reaches a container so. */
 	if (skb->ingress_ifindex)
 		return drop(skb, REASON_DIRECT_ACCESS);
-	ret = fast(skb, skb->ifindex, HOOK_BRIDGE);
-	return ret != MISS ? ret : to_bridge_slow(skb);
+	return fast(skb, skb->ifindex, HOOK_BRIDGE, &ret) ? ret : to_bridge_slow(skb);
 }

@@ -167,25 +167,22 @@ type BPFFlow struct {
 	IpDelta   uint16
 	AddrDelta uint16
 	PortDelta uint16
-	Sport     uint16
-	Dport     uint16
-	Pad       uint16
-	Macs      [12]uint8
 	Sender    [6]uint8
-	Pad2      [2]uint8
-	Saddr     BPFAddr
-	Daddr     BPFAddr
-	Nexthop   BPFAddr
-	ZoneTwin  uint32
 	Packets   uint64
 	Bytes     uint64
+	Sport     uint16
+	Dport     uint16
+	Saddr     BPFAddr
+	Daddr     BPFAddr
+	Macs      [12]uint8
+	Nexthop   BPFAddr
+	ZoneTwin  uint32
 	Src       BPFRef
 	Dst       BPFRef
 	Rule      BPFRef
 	Expect    uint32
 	Slot      uint32
 	Owner     uint32
-	Pad3      uint32
 }
 
 type BPFFlowFlags uint32

@@ -40,7 +40,8 @@ static __always_inline __u16 csum_delta(__u32 was, __u32 is)
 	return csum_fold((__u32)(__u16)~csum_fold(was) + csum_fold(is));
 }
 
-static __always_inline __u16 csum_apply(__u16 check, __u16 delta)
+/* delta may be a sum of two. */
+static __always_inline __u16 csum_apply(__u16 check, __u32 delta)
 {
 	return ~csum_fold((__u32)(__u16)~check + delta);
 }

@@ -33,104 +33,95 @@ static __always_inline __u8 ip_summed(struct __sk_buff *skb)
 	return BPF_CORE_READ_BITFIELD_PROBED((struct sk_buff *)skb, ip_summed);
 }
 
-/* Is the packet too long for the way out? A GSO packet counts as its segments. */
-static __always_inline bool too_big(struct __sk_buff *skb, __u32 l2, __u32 l4_end, __u32 mtu)
+/* Is the packet too long for the way out? A GSO packet counts as its segments, which
+ * have headers bytes from the IP header on before their payload. */
+static __always_inline bool too_big(struct __sk_buff *skb, __u32 l2, __u32 headers, __u32 mtu)
 {
 	if (skb->len - l2 <= mtu)
 		return false;
 	if (!skb->gso_size)
 		return true;
-	return l4_end - l2 + skb->gso_size > mtu;
+	return headers + skb->gso_size > mtu;
 }
 
-/* Puts the new ports or query id, and the checksum that fits, into the
- * transport header at l4. False when it does not lie before end. */
-static __always_inline bool rewrite_transport(struct __sk_buff *skb, void *l4, void *end, __u8 proto,
-					      __u8 family, __u8 summed, const struct flow *f)
+/* The checksum of a TCP or UDP header, or an ICMPv6 query's, whose ports f has set. */
+static __always_inline void fix_transport(struct __sk_buff *skb, __u16 *check, bool udp, __u8 family, __u8 summed,
+					  const struct flow *f)
 {
-	__u16 *check;
+	__u32 delta = (__u32)f->addr_delta + f->port_delta;
 
-	if (proto == IPPROTO_TCP) {
-		struct tcphdr *tcp = l4;
-
-		if ((void *)(tcp + 1) > end)
-			return false;
-		tcp->source = f->sport;
-		tcp->dest = f->dport;
-		check = &tcp->check;
-	} else if (proto == IPPROTO_UDP) {
-		struct udphdr *udp = l4;
-
-		if ((void *)(udp + 1) > end)
-			return false;
-		udp->source = f->sport;
-		udp->dest = f->dport;
-		if (!udp->check && summed != CHECKSUM_PARTIAL) {
-			/* In IPv6 no header's checksum makes up for the addresses. */
-			if (summed == CHECKSUM_COMPLETE)
-				bpf_csum_update(skb, family == 4 ? f->port_delta :
-						     csum_fold((__u32)f->addr_delta + f->port_delta));
-			return true;
-		}
-		check = &udp->check;
-	} else if (proto == IPPROTO_SCTP) {
-		if (summed == CHECKSUM_COMPLETE && family == 6)
-			bpf_csum_update(skb, f->addr_delta);
-		return true;
-	} else {
-		struct icmphdr *icmp = l4;
-
-		if ((void *)(icmp + 1) > end)
-			return false;
-		icmp->id = f->sport | f->dport;
-		if (family == 4) {
-			icmp->checksum = csum_apply(icmp->checksum, f->port_delta);
-			return true;
-		}
-		check = &icmp->checksum;
-	}
 	if (summed == CHECKSUM_PARTIAL) {
 		/* The field holds the pseudo header's sum, not complemented. */
 		*check = csum_fold((__u32)*check + f->addr_delta);
-		return true;
+		return;
 	}
-	*check = csum_apply(*check, csum_fold((__u32)f->addr_delta + f->port_delta));
-	if (proto == IPPROTO_UDP && !*check)
+	if (udp && !*check) {
+		/* None. In IPv6 no header's checksum makes up for the addresses. */
+		if (summed == CHECKSUM_COMPLETE)
+			bpf_csum_update(skb, family == 4 ? f->port_delta : csum_fold(delta));
+		return;
+	}
+	*check = csum_apply(*check, delta);
+	if (udp && !*check)
 		*check = 0xffff;
 	if (summed == CHECKSUM_COMPLETE && family == 4)
 		bpf_csum_update(skb, (__u16)~f->addr_delta);
-	return true;
 }
 
-static __always_inline bool rewrite4(struct __sk_buff *skb, struct iphdr *ip, void *l4, void *end,
-				     const struct flow *f)
+static __always_inline void fix4(struct iphdr *ip, const struct flow *f)
 {
-	__u8 summed = ip_summed(skb);
-
-	if (!rewrite_transport(skb, l4, end, ip->protocol, 4, summed, f))
-		return false;
 	if (f->flags & FLOW_TTL)
 		ip->ttl--;
 	ip->check = csum_apply(ip->check, f->ip_delta);
 	ip->saddr = f->saddr.w[3];
 	ip->daddr = f->daddr.w[3];
-	return true;
 }
 
-static __always_inline bool rewrite6(struct __sk_buff *skb, struct ipv6hdr *ip, void *l4, void *end,
-				     __u8 proto, const struct flow *f)
+static __always_inline void fix6(struct __sk_buff *skb, struct ipv6hdr *ip, __u8 summed, const struct flow *f)
 {
-	__u8 summed = ip_summed(skb);
-
-	if (!rewrite_transport(skb, l4, end, proto, 6, summed, f))
-		return false;
 	if (f->flags & FLOW_TTL) {
 		ip->hop_limit--;
 		if (summed == CHECKSUM_COMPLETE)
 			bpf_csum_update(skb, (__u16)~bpf_htons(1));
 	}
-	ip->saddr = f->saddr;
-	ip->daddr = f->daddr;
+	addr_copy(&ip->saddr, &f->saddr);
+	addr_copy(&ip->daddr, &f->daddr);
+}
+
+/* Puts the new ports or query id, and the checksum that fits, into the transport
+ * header at l4, of any protocol. False when it does not lie before end. */
+static __always_inline bool rewrite_transport(struct __sk_buff *skb, void *l4, void *end, __u8 proto,
+					      __u8 family, __u8 summed, const struct flow *f)
+{
+	struct icmphdr *icmp = l4;
+	struct tcphdr *tcp = l4;
+	struct udphdr *udp = l4;
+	__u16 *check = &udp->check;
+
+	if (proto == IPPROTO_SCTP) {
+		/* Ports are kept, and the checksum is not of the addresses. */
+		if (summed == CHECKSUM_COMPLETE && family == 6)
+			bpf_csum_update(skb, f->addr_delta);
+		return true;
+	}
+	if (proto == IPPROTO_TCP) {
+		if ((void *)(tcp + 1) > end)
+			return false;
+		check = &tcp->check;
+	} else if ((void *)(udp + 1) > end) {
+		return false;
+	}
+	if (proto == IPPROTO_TCP || proto == IPPROTO_UDP) {
+		*(word *)l4 = *(word *)&f->sport;
+	} else {
+		icmp->id = f->sport | f->dport;
+		check = &icmp->checksum;
+		if (family == 4) {
+			icmp->checksum = csum_apply(icmp->checksum, f->port_delta);
+			return true;
+		}
+	}
+	fix_transport(skb, check, proto == IPPROTO_UDP, family, summed, f);
 	return true;
 }
 
@@ -141,7 +132,7 @@ static __always_inline int send(struct __sk_buff *skb, struct ethhdr *eth, const
 
 	switch (f->verdict) {
 	case VERDICT_PEER:
-		__builtin_memcpy(eth, f->macs, 12);
+		macs_copy(eth, f->macs);
 		/* Taken from another container it is PACKET_OTHERHOST, and stays so on older kernels. */
 		if (skb->pkt_type != PACKET_HOST)
 			bpf_skb_change_type(skb, PACKET_HOST);
@@ -158,10 +149,10 @@ static __always_inline int send(struct __sk_buff *skb, struct ethhdr *eth, const
 		skb->mark = MARK_PASSED;
 		return bpf_redirect_neigh(f->ifindex, &next, sizeof(next), 0);
 	case VERDICT_EGRESS:
-		__builtin_memcpy(eth, f->macs, 12);
+		macs_copy(eth, f->macs);
 		return bpf_redirect(f->ifindex, 0);
 	case VERDICT_HOST:
-		__builtin_memcpy(eth, f->macs, 12);
+		macs_copy(eth, f->macs);
 		return bpf_redirect(f->ifindex, BPF_F_INGRESS);
 	case VERDICT_LO:
 		__builtin_memset(eth, 0, 12);
@@ -187,7 +178,7 @@ static __always_inline int send_headless(struct __sk_buff *skb, const struct flo
 	eth = (void *)(long)skb->data;
 	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
 		return drop(skb, REASON_ERROR);
-	__builtin_memcpy(eth, f->macs, 12);
+	macs_copy(eth, f->macs);
 	eth->proto = family == 4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
 	return bpf_redirect_peer(f->ifindex, 0);
 }
@@ -310,13 +301,17 @@ static __noinline int deliver(struct __sk_buff *skb, struct flow *f, const struc
 	if (family == 4) {
 		struct iphdr *ip = data + l2;
 
-		if ((void *)(ip + 1) > end || !rewrite4(skb, ip, data + l4, end, f))
+		if ((void *)(ip + 1) > end || !rewrite_transport(skb, data + l4, end, proto, 4, ip_summed(skb), f))
 			return drop(skb, REASON_MALFORMED);
+		fix4(ip, f);
 	} else {
 		struct ipv6hdr *ip = data + l2;
 
-		if ((void *)(ip + 1) > end || !rewrite6(skb, ip, data + l4, end, proto, f))
+		__u8 summed = ip_summed(skb);
+
+		if ((void *)(ip + 1) > end || !rewrite_transport(skb, data + l4, end, proto, 6, summed, f))
 			return drop(skb, REASON_MALFORMED);
+		fix6(skb, ip, summed, f);
 	}
 	return dispatch(skb, f, p);
 }

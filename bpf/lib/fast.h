@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The fast path: one lookup, a rewrite, a redirect. MISS hands the packet to the
+ * The fast path: one lookup, a rewrite, a redirect. What it leaves goes to the
  * slow path, which knows everything this does not: options, extension headers,
  * fragments, half-open flows, SYN, FIN and RST, packets that are too long or too old.
  */
@@ -23,21 +23,49 @@ static __always_inline __u32 l2_of(enum hook hook)
 	return hook == HOOK_TUNNEL ? 0 : ETH_HLEN;
 }
 
-static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *eth, struct flow *f,
-					enum hook hook, __u8 ttl, __u32 l4_end)
+/* Of a plain TCP or UDP header the checksum field; NULL: not for the fast path. The
+ * first 8 bytes are known to lie before end. */
+static __always_inline __u16 *plain_transport(void *l4, void *end, __u8 proto)
+{
+	struct udphdr *udp = l4;
+	struct tcphdr *tcp = l4;
+
+	if (proto == IPPROTO_TCP)
+		return (void *)(tcp + 1) > end || (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)) ? NULL : &tcp->check;
+	return proto == IPPROTO_UDP ? &udp->check : NULL;
+}
+
+/* Longer than mtu, and no GSO packet of segments that are not: l3 and l4 are offsets.
+ * It looks at the packet anew, so that nothing has to be kept for it. */
+static __always_inline bool fast_too_big(struct __sk_buff *skb, __u32 l3, __u32 l4, __u8 proto, __u32 mtu)
+{
+	struct tcphdr *tcp;
+
+	if (likely(skb->len - l3 <= mtu))
+		return false;
+	if (proto != IPPROTO_TCP)
+		return too_big(skb, l3, l4 - l3 + sizeof(struct udphdr), mtu);
+	tcp = (void *)(long)skb->data + l4;
+	return (void *)(tcp + 1) > (void *)(long)skb->data_end ||
+	       too_big(skb, l3, l4 - l3 + (tcp->doff >> 4) * 4, mtu);
+}
+
+static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *eth, struct flow *f, enum hook hook,
+					const __u8 *ttl)
 {
 	struct clock *c = clock();
-	__u32 tick = c ? c->tick : 0;
+	__u32 tick;
 
-	if (flow_stale(f, c) || flow_idle(f, tick) || f->state != FLOW_ESTABLISHED)
+	/* What an old epoch means the slow path finds out. */
+	if (unlikely(!c || f->epoch != *(volatile __u32 *)&c->epoch))
 		return false;
-	if (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6))
+	tick = c->tick;
+	if (unlikely(flow_idle(f, tick) || f->state != FLOW_ESTABLISHED || (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6))))
 		return false;
-	if ((f->flags & FLOW_TTL) && ttl <= 1)
+	if (unlikely(*ttl <= 1) && (f->flags & FLOW_TTL))
 		return false;
-	if (too_big(skb, l2_of(hook), l4_end, f->mtu))
-		return false;
-	if (hook == HOOK_ENDPOINT && !mac_equal(eth->src, f->sender))
+	if (hook == HOOK_ENDPOINT && (*(half *)((void *)eth + 6) != *(half *)f->sender ||
+				      *(word *)((void *)eth + 8) != *(word *)(f->sender + 2)))
 		return false;
 	if (f->seen != tick)
 		f->seen = tick;
@@ -46,93 +74,87 @@ static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *et
 	return true;
 }
 
-static __always_inline int fast4(struct __sk_buff *skb, __u32 zone, enum hook hook)
+static __always_inline bool fast4(struct __sk_buff *skb, __u32 zone, enum hook hook, int *verdict)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
 	struct iphdr *ip = data + l2_of(hook);
 	void *l4 = data + l2_of(hook) + sizeof(*ip);
-	struct key4 key = { .zone = zone };
-	__u32 l4_end;
+	struct key4 key;
+	__u16 *check;
 	struct flow *f;
 
-	if (l4 + sizeof(struct udphdr) > end)
-		return MISS;
-	if (ip->version_ihl != 0x45 || (ip->frag_off & bpf_htons(IP_FRAGMENT)))
-		return MISS;
-	if (ip->protocol == IPPROTO_TCP) {
-		struct tcphdr *tcp = l4;
-
-		if ((void *)(tcp + 1) > end || (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)))
-			return MISS;
-		l4_end = l2_of(hook) + sizeof(*ip) + (tcp->doff >> 4) * 4;
-		key.sport = tcp->source;
-		key.dport = tcp->dest;
-	} else if (ip->protocol == IPPROTO_UDP) {
-		struct udphdr *udp = l4;
-
-		l4_end = l2_of(hook) + sizeof(*ip) + sizeof(*udp);
-		key.sport = udp->source;
-		key.dport = udp->dest;
-	} else {
-		return MISS;
-	}
+	if (unlikely(l4 + sizeof(struct udphdr) > end))
+		return false;
+	if (unlikely(ip->version_ihl != 0x45 || (ip->frag_off & bpf_htons(IP_FRAGMENT))))
+		return false;
+	check = plain_transport(l4, end, ip->protocol);
+	if (!check)
+		return false;
 	key.saddr = ip->saddr;
 	key.daddr = ip->daddr;
-	key.proto = ip->protocol;
+	*(word *)&key.sport = *(word *)l4;
+	key.zone = zone;
+	*(word *)&key.proto = ip->protocol; /* and the padding: little-endian */
 	f = bpf_map_lookup_elem(&flows4, &key);
-	if (!f || !flow_usable(skb, eth, f, hook, ip->ttl, l4_end))
-		return MISS;
+	if (!f)
+		return false;
+	if (fast_too_big(skb, l2_of(hook), l2_of(hook) + sizeof(*ip), key.proto, f->mtu))
+		return false;
+	if (!flow_usable(skb, eth, f, hook, &ip->ttl))
+		return false;
+	*verdict = PASS;
 	if (f->verdict == VERDICT_STACK)
-		return PASS;
-	if (!rewrite4(skb, ip, l4, end, f))
-		return MISS;
-	return hook == HOOK_TUNNEL ? send_headless(skb, f, 4) : send(skb, eth, f, 4);
+		return true;
+	*(word *)l4 = *(word *)&f->sport;
+	fix_transport(skb, check, ip->protocol == IPPROTO_UDP, 4, ip_summed(skb), f);
+	fix4(ip, f);
+	*verdict = hook == HOOK_TUNNEL ? send_headless(skb, f, 4) : send(skb, eth, f, 4);
+	return true;
 }
 
-static __always_inline int fast6(struct __sk_buff *skb, __u32 zone, enum hook hook)
+static __always_inline bool fast6(struct __sk_buff *skb, __u32 zone, enum hook hook, int *verdict)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
 	struct ipv6hdr *ip = data + l2_of(hook);
 	void *l4 = data + l2_of(hook) + sizeof(*ip);
-	struct key6 key = { .zone = zone };
-	__u32 l4_end;
+	struct key6 key;
+	__u16 *check;
 	struct flow *f;
+	__u8 summed;
 
-	if (l4 + sizeof(struct udphdr) > end)
-		return MISS;
-	if (ip->nexthdr == IPPROTO_TCP) {
-		struct tcphdr *tcp = l4;
-
-		if ((void *)(tcp + 1) > end || (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)))
-			return MISS;
-		l4_end = l2_of(hook) + sizeof(*ip) + (tcp->doff >> 4) * 4;
-		key.sport = tcp->source;
-		key.dport = tcp->dest;
-	} else if (ip->nexthdr == IPPROTO_UDP) {
-		struct udphdr *udp = l4;
-
-		l4_end = l2_of(hook) + sizeof(*ip) + sizeof(*udp);
-		key.sport = udp->source;
-		key.dport = udp->dest;
-	} else {
-		return MISS;
-	}
-	key.saddr = ip->saddr;
-	key.daddr = ip->daddr;
-	key.proto = ip->nexthdr;
+	if (unlikely(l4 + sizeof(struct udphdr) > end))
+		return false;
+	check = plain_transport(l4, end, ip->nexthdr);
+	if (!check)
+		return false;
+	addr_copy(&key.saddr, &ip->saddr);
+	addr_copy(&key.daddr, &ip->daddr);
+	*(word *)&key.sport = *(word *)l4;
+	key.zone = zone;
+	*(word *)&key.proto = ip->nexthdr; /* and the padding: little-endian */
 	f = bpf_map_lookup_elem(&flows6, &key);
-	if (!f || !flow_usable(skb, eth, f, hook, ip->hop_limit, l4_end))
-		return MISS;
+	if (!f)
+		return false;
+	if (fast_too_big(skb, l2_of(hook), l2_of(hook) + sizeof(*ip), key.proto, f->mtu))
+		return false;
+	if (!flow_usable(skb, eth, f, hook, &ip->hop_limit))
+		return false;
+	*verdict = PASS;
 	if (f->verdict == VERDICT_STACK)
-		return PASS;
-	if (!rewrite6(skb, ip, l4, end, ip->nexthdr, f))
-		return MISS;
-	return hook == HOOK_TUNNEL ? send_headless(skb, f, 6) : send(skb, eth, f, 6);
+		return true;
+	summed = ip_summed(skb);
+	*(word *)l4 = *(word *)&f->sport;
+	fix_transport(skb, check, ip->nexthdr == IPPROTO_UDP, 6, summed, f);
+	fix6(skb, ip, summed, f);
+	*verdict = hook == HOOK_TUNNEL ? send_headless(skb, f, 6) : send(skb, eth, f, 6);
+	return true;
 }
 
-static __always_inline int fast(struct __sk_buff *skb, __u32 zone, enum hook hook)
+/* False: not done, for the slow path. (One result for both would have to be looked at
+ * again after the redirect.) */
+static __always_inline bool fast(struct __sk_buff *skb, __u32 zone, enum hook hook, int *verdict)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 
@@ -140,10 +162,10 @@ static __always_inline int fast(struct __sk_buff *skb, __u32 zone, enum hook hoo
 	if (data + l2_of(hook) + sizeof(struct iphdr) + sizeof(struct tcphdr) > end && end - data < skb->len)
 		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return fast4(skb, zone, hook);
+		return fast4(skb, zone, hook, verdict);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		return fast6(skb, zone, hook);
-	return MISS;
+		return fast6(skb, zone, hook, verdict);
+	return false;
 }
 
 #endif

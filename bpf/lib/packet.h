@@ -168,12 +168,28 @@ struct tuple {
 
 #define V4_MAPPED bpf_htonl(0xffff)
 
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* Several bytes at once, where clang knows of no alignment and would move each. On the
+ * stack the verifier insists on it. */
+typedef __u64 __attribute__((may_alias)) dword;
+typedef __u32 __attribute__((may_alias)) word;
+typedef __u16 __attribute__((may_alias)) half;
+
 static __always_inline void addr_set4(struct addr *a, __be32 v4)
 {
 	a->w[0] = 0;
 	a->w[1] = 0;
 	a->w[2] = V4_MAPPED;
 	a->w[3] = v4;
+}
+
+/* From or to a packet, or the stack where it is aligned to 8 bytes. */
+static __always_inline void addr_copy(struct addr *to, const struct addr *from)
+{
+	((dword *)to)[0] = ((dword *)from)[0];
+	((dword *)to)[1] = ((dword *)from)[1];
 }
 
 static __always_inline bool addr_equal(const struct addr *a, const struct addr *b)
@@ -221,9 +237,17 @@ static __always_inline bool addr_mapped(const struct addr *a)
 
 static __always_inline bool mac_equal(const __u8 *a, const __u8 *b)
 {
-	const __u16 *x = (const __u16 *)a, *y = (const __u16 *)b;
+	const half *x = (const half *)a, *y = (const half *)b;
 
 	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+/* Destination and source. */
+static __always_inline void macs_copy(void *to, const __u8 *from)
+{
+	*(word *)to = *(word *)from;
+	*(word *)(to + 4) = *(word *)(from + 4);
+	*(word *)(to + 8) = *(word *)(from + 8);
 }
 
 static __always_inline void mac_copy(__u8 *to, const __u8 *from)

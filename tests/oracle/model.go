@@ -313,7 +313,7 @@ func (w *work) plain() (Verdict, bool) {
 		header = p.l4 + int(h[12]>>4)*4
 	}
 	switch {
-	case f == nil || w.stale(f) != none || w.idle(f) || f.State != stateEstablished || f.Flags&(toIPv4|toIPv6) != 0:
+	case f == nil || f.Epoch != w.Epoch || w.idle(f) || f.State != stateEstablished || f.Flags&(toIPv4|toIPv6) != 0:
 	case f.Flags&hop != 0 && p.ttl <= 1 || w.tooLong(f, header):
 	case w.a.Hook == FromEndpoint && p.srcMAC != f.Sender:
 	default:
