@@ -49,6 +49,7 @@ func TestE3Hostile(t *testing.T) {
 				piece := func(f []byte, from, to int, more bool, id uint32) []byte {
 					return lab.Fragment(f[:head], f[head+from:head+to], from, more, id)
 				}
+				out := c.injector(w.from)
 				for i := range n {
 					id := uint32(8 * i) // IPv4 has 16 bits of it: by chance, a datagram would get those of a hostile one
 					frames := [][]byte{
@@ -63,7 +64,7 @@ func TestE3Hostile(t *testing.T) {
 						piece(frame, 0, 804, true, id+4), piece(frame, 804, 1448, false, id+4),
 					}
 					frames = append(frames, lab.Fragments(honest, 808, id+5)...)
-					require.NoError(t, lab.InjectEach(w.from.ns, w.from.dev, len(frames), func(i int) []byte { return frames[i] }))
+					require.NoError(t, out.Send(frames...))
 					w.in.from(t, bytes.Repeat([]byte("good"), 400))
 				}
 				require.Zero(t, got.Count(), lab.Describe(got.Frames()))
@@ -91,9 +92,10 @@ func TestE3Flood(t *testing.T) {
 		c.publish(s, fmt.Sprintf("%d:%d/udp", in.port, in.port))
 		payload := bytes.Repeat([]byte("in order"), 300)
 		datagram := x.to(h, family).UDP(9000, in.port, payload)
+		out := c.injector(x)
 		whole := func() {
 			frames := lab.Fragments(datagram, 1024, rand.Uint32()|1)
-			require.NoError(t, lab.InjectEach(x.ns, x.dev, len(frames), func(i int) []byte { return frames[i] }))
+			require.NoError(t, out.Send(frames...))
 			in.from(t, payload)
 		}
 		whole()

@@ -69,6 +69,7 @@ func TestE3(t *testing.T) {
 func (c *cast) fragmented(from station, p lab.Packet, order func([][]byte) [][]byte, sport, dport uint16, in *packets, n int) {
 	c.t.Helper()
 	wrong := sumErrors(c.t, in.ns)
+	out := c.injector(from)
 	for i := range n {
 		payload := make([]byte, 2000+rand.IntN(7000))
 		for j := range payload {
@@ -76,11 +77,20 @@ func (c *cast) fragmented(from station, p lab.Packet, order func([][]byte) [][]b
 		}
 		id := rand.Uint32()
 		frames := order(lab.Fragments(p.UDP(sport, dport, payload), []int{1448, 1024, 1232}[i%3], id))
-		require.NoError(c.t, lab.InjectEach(from.ns, from.dev, len(frames), func(i int) []byte { return frames[i] }))
+		require.NoError(c.t, out.Send(frames...))
 		got, _ := in.next(c.t, "datagram %d of %d bytes in %d fragments", i, len(payload), len(frames))
 		require.True(c.t, bytes.Equal(payload, got), "datagram %d: %d bytes, not the %d sent", i, len(got), len(payload))
 	}
 	require.Equal(c.t, wrong, sumErrors(c.t, in.ns), "wrong checksums")
+}
+
+// injector sends frames of a station's, until the test ends.
+func (c *cast) injector(of station) *lab.Injector {
+	c.t.Helper()
+	i, err := lab.NewInjector(of.ns, of.dev)
+	require.NoError(c.t, err)
+	c.t.Cleanup(func() { i.Close() })
+	return i
 }
 
 // packets is an unconnected UDP socket that is read datagram by datagram.

@@ -20,20 +20,42 @@ func Inject(ns *netns.NS, device string, frame []byte, n int) error {
 
 // InjectEach is Inject with a frame for each number from 0 to n-1.
 func InjectEach(ns *netns.NS, device string, n int, frame func(i int) []byte) error {
-	fd, err := packetSocket(ns, device, 0)
+	i, err := NewInjector(ns, device)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
-	for i := range n {
-		f := frame(i)
+	defer i.Close()
+	for k := range n {
+		if err := i.Send(frame(k)); err != nil {
+			return fmt.Errorf("frame %d: %w", k, err)
+		}
+	}
+	return nil
+}
+
+// Injector sends frames by a device. For many small lots it is kept: a packet socket takes
+// some 20 ms to close, as the kernel waits for all that may look at it.
+type Injector struct {
+	device string
+	fd     int
+}
+
+func NewInjector(ns *netns.NS, device string) (*Injector, error) {
+	fd, err := packetSocket(ns, device, 0)
+	return &Injector{device, fd}, err
+}
+
+func (i *Injector) Close() error { return unix.Close(i.fd) }
+
+func (i *Injector) Send(frames ...[]byte) error {
+	for _, f := range frames {
 		var err error
 		// ENOBUFS: the device's queue is full for the moment.
 		if !eventually(5*time.Second, func() bool {
-			err = unix.Send(fd, f, 0)
+			err = unix.Send(i.fd, f, 0)
 			return !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
 		}) || err != nil {
-			return fmt.Errorf("device %s: frame %d: %w", device, i, err)
+			return fmt.Errorf("device %s: %w", i.device, err)
 		}
 	}
 	return nil
