@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/bpfnet/bpfnet/control"
+	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
@@ -24,6 +25,11 @@ func TestE3Hostile(t *testing.T) {
 	c, s, _, _ := mainCast(t)
 	x, h, srv, gw := c.world(), c.uplink(), c.station(s, "n1"), c.gateway("n1")
 	n := times(2000, 25)
+	// The kernel keeps what remains of each hostile datagram for 30 s.
+	for _, ns := range []*netns.NS{s.ns, c.Client} {
+		lab.Sysctl(t, ns, "ipv4/ipfrag_high_thresh", fmt.Sprint(64<<20))
+		lab.Sysctl(t, ns, "ipv6/ip6frag_high_thresh", fmt.Sprint(64<<20))
+	}
 	for _, family := range ipVersions {
 		inS, inX := c.packets(s.ns, family), c.packets(c.Client, family)
 		c.publish(s, fmt.Sprintf("%d:%d/udp", inS.port, inS.port))

@@ -123,7 +123,7 @@ func (p *packets) next(t testing.TB, what string, args ...any) ([]byte, netip.Ad
 // from is who sent the next datagram, which has to be want.
 func (p *packets) from(t testing.TB, want []byte) netip.AddrPort {
 	t.Helper()
-	got, from := p.next(t, "%q", want)
+	got, from := p.next(t, "%.40q", want)
 	require.Equal(t, want, got)
 	return from
 }
