@@ -31,7 +31,10 @@ static __always_inline int to_world(struct __sk_buff *skb, __u32 l2)
 	struct iphdr *v4 = data + l2;
 
 	if (skb->mark == MARK_PASSED && skb->ingress_ifindex) {
-		skb->mark = 0;
+		/* An Ethernet device may send by another uplink (VLAN, macvlan), whose
+		 * to_uplink has to know, too. A tunnel sends packets of the host's own. */
+		if (!l2)
+			skb->mark = 0;
 		return PASS;
 	}
 	/* Of the host's own only UDP and ICMP matter. */

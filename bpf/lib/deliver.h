@@ -9,8 +9,9 @@
 #include "csum.h"
 #include "flow.h"
 
-/* skb->mark of what from_endpoint has passed. The kernel clears marks when a
- * packet enters or leaves a network namespace, so no container can forge it. */
+/* skb->mark of what from_endpoint has passed, as far as the host's last device. The
+ * kernel clears marks when a packet enters or leaves a network namespace, so no
+ * container can forge it. */
 #define MARK_PASSED 0x62706e66
 
 #define PACKET_HOST 0			/* include/uapi/linux/if_packet.h */

@@ -10,15 +10,15 @@ import (
 	"github.com/bpfnet/bpfnet/loader"
 )
 
-// markAfter is the mark that to_uplink leaves on a packet.
-func (w *world) markAfter(frame []byte, edit ...func(*skb)) uint32 {
+// markAfter is the mark that to_uplink or to_tunnel leaves on a packet.
+func (w *world) markAfter(program *ebpf.Program, frame []byte, edit ...func(*skb)) uint32 {
 	w.t.Helper()
 	ctx := &skb{ifindex: uint32(w.uplink)}
 	for _, e := range edit {
 		e(ctx)
 	}
 	out := make([]byte, 192)
-	_, err := w.objs.ToUplink.Run(&ebpf.RunOptions{Data: frame, Context: ctx.bytes(), ContextOut: out})
+	_, err := program.Run(&ebpf.RunOptions{Data: frame, Context: ctx.bytes(), ContextOut: out})
 	require.NoError(w.t, err)
 	return binary.NativeEndian.Uint32(out[8:])
 }
@@ -52,7 +52,8 @@ func TestToUplinkBypass(t *testing.T) {
 				check(bypass, forwardedBy(w.bridges[net1]))
 				check(bypass, from, marked(1))
 				check(passed(), from, marked(markPassed))
-				require.Zero(w.t, w.markAfter(frame, from, marked(markPassed)), "the mark is cleared")
+				require.EqualValues(w.t, markPassed, w.markAfter(w.objs.ToUplink, frame, from, marked(markPassed)), "another uplink may be below")
+				require.Zero(w.t, w.markAfter(w.objs.ToTunnel, frame[ethLen:], from, marked(markPassed)), "none is below a tunnel")
 			})
 		}
 		for name, frame := range map[string][]byte{
@@ -62,7 +63,7 @@ func TestToUplinkBypass(t *testing.T) {
 		} {
 			w.sub(name, func(w *world) { w.check(w.objs.ToUplink, w.uplink, frame, passed(), from) })
 		}
-		require.EqualValues(w.t, 7, w.markAfter(opening(f.host, to, tcp).frame(), marked(7)), "the host's own marks stay")
+		require.EqualValues(w.t, 7, w.markAfter(w.objs.ToUplink, opening(f.host, to, tcp).frame(), marked(7)), "the host's own marks stay")
 		established, half := w.tables()
 		require.Zero(w.t, established+half, "flows made")
 	})

@@ -186,7 +186,9 @@ func (w *work) decideConeIn(o *owner) loader.BPFReason {
 func (w *work) toUplink(l2 int) Verdict {
 	b := w.a.Frame
 	if w.a.Mark == passed && w.a.Forwarded {
-		w.answer.Mark = 0
+		if l2 == 0 { // an Ethernet device's packet may leave by another one
+			w.answer.Mark = 0
+		}
 		return Pass
 	}
 	w.zone = zoneWorld

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"github.com/bpfnet/bpfnet/control"
+	"github.com/bpfnet/bpfnet/control/netns"
+	"github.com/bpfnet/bpfnet/loader"
+	"github.com/bpfnet/bpfnet/tests/lab"
+)
+
+// ways are networks of every kind, and how each reaches the world by an uplink beside the usual one.
+//
+//	X eth0   203.0.113.2  ── eth0   203.0.113.1  ┐   ┌─ n1 ────────────────────── srv (8080:80), peer
+//	                                             H ──┼─ plain: masquerade off ─── plain (8090:80)
+//	X tested 198.51.100.2 ── tested 198.51.100.1 ┘   └─ routed ────────────────── open (-p 80)
+type ways struct {
+	*cast
+	device               string // of H
+	hosts, far           []netip.Addr
+	srv, peer, own, open *actor
+}
+
+// waysBy builds the networks for an uplink of H's that there is, with these addresses, and X's.
+func waysBy(c *cast, s, p *actor, device string, hosts, far []netip.Addr) *ways {
+	c.t.Helper()
+	w := &ways{cast: c, device: device, hosts: hosts, far: far, srv: s, peer: p}
+	off := false
+	c.network("plain", 3, true, func(o *control.NetworkOptions) { o.Masquerade = &off })
+	c.network("routed", 4, true, func(o *control.NetworkOptions) { o.Routed = true })
+	w.own = c.container("plain", "plain", publish("8090:80", "8090:80/udp"))
+	w.open = c.container("open", "routed", publish("80", "80/udp"))
+	c.serve(w.own, 80)
+	c.serve(w.open, 80)
+	c.serve(w.open, 81)
+	for i, nets := range [][]string{{"10.1.0.0/24", "10.3.0.0/24", "10.4.0.0/24"}, {"fd00:1::/64", "fd00:3::/64", "fd00:4::/64"}} {
+		for _, n := range nets {
+			lab.AddRoute(c.t, c.Client, n, hosts[i].String())
+		}
+	}
+	lab.ServeTCP(c.t, c.Client, "world", ":9000")
+	lab.ServeUDP(c.t, c.Client, "world", ":9000")
+	_, err := c.m.Reconcile()
+	require.NoError(c.t, err)
+	return w
+}
+
+// work requires that all of them reach the world and are reached as their networks say.
+func (w *ways) work() {
+	w.t.Helper()
+	for i := range ipVersions {
+		host, far := w.hosts[i].String(), w.far[i].String()
+		of := func(a *actor) string { return []netip.Addr{a.ip4, a.ip6}[i].String() }
+		for _, x := range []struct {
+			from             *netns.NS
+			to, server, seen string
+		}{
+			{w.Client, at(host, 8080), "srv", far},
+			{w.Client, at(host, 8090), "plain", far},
+			{w.Client, at(of(w.open), 80), "open", far},
+			{w.srv.ns, at(far, 9000), "world", host},
+			{w.own.ns, at(far, 9000), "world", of(w.own)},
+			{w.open.ns, at(far, 9000), "world", of(w.open)},
+		} {
+			w.answers(x.from, x.to, x.server, x.seen)
+			conn, err := lab.Dial(x.from, "udp", "", x.to, wait)
+			require.NoError(w.t, err)
+			for range 3 { // each goes by what the ones before have left
+				w.carries(conn, 1000)
+			}
+			conn.Close()
+			conn, err = lab.Dial(x.from, "tcp", "", x.to, wait)
+			require.NoError(w.t, err)
+			w.carries(conn, 200_000)
+			conn.Close()
+		}
+		for _, a := range []*actor{w.srv, w.own, w.open} {
+			for range 3 {
+				w.pings(a.ns, far)
+			}
+		}
+		w.pings(w.Client, of(w.open))
+
+		// What the programs answer themselves goes out by it, too.
+		for _, to := range []string{at(host, 8080), at(of(w.open), 80)} {
+			k, err := dialHops(w.Client, "udp", to, 1)
+			require.NoError(w.t, err)
+			_, err = k.ask(wait)
+			require.ErrorIs(w.t, err, syscall.EHOSTUNREACH, "time exceeded, for %s", to)
+			k.Close()
+		}
+		w.dropped(w.Client, at(of(w.srv), 80), at(host, 8080), "DIRECT_ACCESS")
+		w.dropped(w.Client, at(of(w.open), 81), at(of(w.open), 80), "DIRECT_ACCESS")
+	}
+}
+
+// closed requires that no packet of a container's leaves that from_endpoint has not passed: each of
+// the devices that it would leave by stops it, though the kernel forwards.
+func (w *ways) closed(devices ...string) {
+	w.t.Helper()
+	w.forwarding("1")
+	w.detach(hook{loader.BPFProgFromEndpoint, w.endpoint("peer", "n1").HostIf, w.kind()})
+	arrived := lab.CaptureIn(w.t, w.Client, "eth0", w.station(w.peer, "n1").mentions)
+	try := func(i int) error {
+		_, err := ask(w.peer.ns, "udp", "", at(w.far[i], 9000), silence)
+		return err
+	}
+	for _, device := range devices {
+		for i := range ipVersions {
+			before := w.drops("BYPASS")
+			lab.Unreachable(w.t, fmt.Sprintf("unseen by from_endpoint, %v", w.far[i]), func() error { return try(i) }, works(w.srv.ns, at(w.far[i], 9000)))
+			require.Greater(w.t, w.drops("BYPASS"), before)
+		}
+		require.Empty(w.t, arrived.Frames(), lab.Describe(arrived.Frames()))
+		w.detach(hook{loader.BPFProgToUplink, device, w.kind()})
+	}
+	for i := range ipVersions { // the positive control: with all doors open they leave, and only the answer is dropped
+		require.Error(w.t, try(i))
+		own := []netip.Addr{w.peer.ip4, w.peer.ip6}[i].AsSlice()
+		require.True(w.t, soon(func() bool {
+			return slices.ContainsFunc(arrived.Frames(), func(f []byte) bool { return bytes.Contains(f, own) })
+		}))
+	}
+}
+
+// kind is how programs are attached to devices here.
+func (w *ways) kind() string {
+	w.t.Helper()
+	status, err := w.m.Status()
+	require.NoError(w.t, err)
+	for _, h := range status.Hooks {
+		if h.Device == w.device {
+			return h.Kind
+		}
+	}
+	require.Fail(w.t, "no program on "+w.device)
+	return ""
+}
+
+// D4 by an uplink that sends by another uplink: a packet passes to_uplink on both, and the second
+// knows as well as the first that from_endpoint has passed it, whoever's address it bears.
+//
+//	H mv0 (macvlan) on eth0 ── eth0 X
+func TestD4Stacked(t *testing.T) {
+	c, s, p, _ := mainCast(t)
+	h, err := c.Host.Netlink()
+	require.NoError(t, err)
+	defer h.Close()
+	require.NoError(t, h.LinkAdd(&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "mv0", ParentIndex: lab.Link(t, c.Host, c.X.Device).Attrs().Index}, Mode: netlink.MACVLAN_MODE_BRIDGE}))
+	lab.Sysctl(t, c.Host, "ipv6/conf/mv0/accept_dad", "0")
+	require.NoError(t, h.LinkSetUp(lab.Link(t, c.Host, "mv0")))
+	hosts := []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8:51::1")}
+	var far []netip.Addr
+	for i, bits := range []int{24, 64} {
+		far = append(far, hosts[i].Next())
+		lab.AddAddr(t, c.Host, "mv0", netip.PrefixFrom(hosts[i], bits).String())
+		lab.AddAddr(t, c.Client, "eth0", netip.PrefixFrom(far[i], bits).String())
+	}
+	w := waysBy(c, s, p, "mv0", hosts, far)
+	w.work()
+	w.closed("mv0", c.X.Device)
+}
