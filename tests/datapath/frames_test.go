@@ -30,6 +30,7 @@ type packet struct {
 	payload  []byte
 	reply    bool // of ICMP echo
 	noSum    bool // UDP without a checksum
+	options  int  // TCP: words of them
 }
 
 func (p packet) frame() []byte {
@@ -57,6 +58,9 @@ func (p packet) frame() []byte {
 		l := &layers.TCP{SrcPort: layers.TCPPort(p.from.port), DstPort: layers.TCPPort(p.to.port), Seq: p.seq, Ack: p.ack, Window: 1000}
 		if p.flags == "" {
 			p.flags = "A"
+		}
+		for range 4 * p.options {
+			l.Options = append(l.Options, layers.TCPOption{OptionType: layers.TCPOptionKindNop})
 		}
 		for _, f := range p.flags {
 			switch f {

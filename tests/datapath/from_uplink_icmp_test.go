@@ -138,6 +138,15 @@ func TestFromUplinkTooBig(t *testing.T) {
 				w.arrive(p, sent(w.inside(p, f.s).frame()), size(len(fits)))
 				in := p.frame()
 				w.check(w.objs.FromUplink, w.uplink, in, tooBig(in, f.host, mtu).any(), size(len(fits)+1))
+				if proto != tcp {
+					return
+				}
+				for options := 1; options <= 10; options++ { // each segment has them
+					p.options = options
+					w.arrive(p, sent(w.inside(p, f.s).frame()), size(len(fits)-4*options))
+					in := p.frame()
+					w.check(w.objs.FromUplink, w.uplink, in, tooBig(in, f.host, mtu).any(), size(len(fits)-4*options+1))
+				}
 			})
 		}
 	})
