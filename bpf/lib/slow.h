@@ -38,19 +38,19 @@ static __always_inline void our_address(struct scratch *s)
 __noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
 {
 	struct packet *p;
-	__u32 header;
+	__u32 headers;
 	bool expired;
 	__u8 doff;
 
 	if (!s || !f)
 		return DROP;
 	p = &s->packet;
-	header = p->l4 + (p->proto == IPPROTO_UDP ? 8 : 20);
+	headers = p->l4 - p->l2 + (p->proto == IPPROTO_UDP ? 8 : 20);
 	/* Each segment has the options. */
 	if (skb->gso_size && p->proto == IPPROTO_TCP && !bpf_skb_load_bytes(skb, p->l4 + 12, &doff, sizeof(doff)))
-		header = p->l4 + (doff >> 4) * 4;
+		headers = p->l4 - p->l2 + (doff >> 4) * 4;
 	expired = (f->flags & FLOW_TTL) && p->ttl <= 1;
-	if (expired || too_big(skb, p->l2, header, f->mtu)) {
+	if (expired || too_big(skb, p->l2, headers, f->mtu)) {
 		our_address(s);
 		if (addr_unspecified(&s->addr))
 			return drop(skb, expired ? REASON_TTL_EXCEEDED : REASON_TOO_BIG);
