@@ -17,7 +17,9 @@ import (
 // busy machine. A packet that comes earlier is lost, and who sent it waits for a
 // second. The functions here wait for those works.
 
-const settleTime = 2 * time.Second
+// settleTime is when that is given up. Both works wait for the kernel's rtnl lock, which
+// others hold for seconds, who end many namespaces at once.
+const settleTime = 10 * time.Second
 
 var errNotSettled = errors.New("does not come up")
 
