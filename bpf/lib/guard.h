@@ -58,6 +58,9 @@ static __noinline int neighbour(struct __sk_buff *skb, struct scratch *s, const 
 
 	if (!n)
 		return drop(skb, REASON_UNKNOWN_ENDPOINT);
+	/* Nobody's, though it is what a network without IPv6 has for a gateway. */
+	if (addr_zero(about))
+		return drop(skb, REASON_NO_ENDPOINT);
 	if (host_addr(about) || addr_equal(about, &n->link_local) || addr_equal(about, &n->gateway4) ||
 	    addr_equal(about, &n->gateway6))
 		return hand_to_host(skb, n);

@@ -224,6 +224,14 @@ func TestSpoofND(t *testing.T) {
 		"of the link-local":           nd(none, solicited(pll.addr), 135, about(pll.addr)),
 		"announcement":                nd(p, all, 136, about(p.addr), own),
 	}, swallowed())
+	// What is nobody's address is not that of a gateway which a network does not have.
+	var n loader.BPFNetwork
+	require.NoError(t, w.objs.Networks.Lookup(uint32(net1), &n))
+	n.Gateway6 = loader.BPFAddr{}
+	w.put(w.objs.Networks, uint32(net1), n)
+	w.genuine(map[string][]byte{
+		"of the unspecified address": nd(pll, solicited(s.addr), 135, about(netip.IPv6Unspecified()), linkOption(1, p.mac)),
+	}, refused(loader.BPFReasonREASON_NO_ENDPOINT))
 }
 
 func TestSpoofDHCP(t *testing.T) {
