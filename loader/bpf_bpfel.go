@@ -543,7 +543,7 @@ type BPFScratch struct {
 	Search   BPFSearchKey
 	Searched BPFSearch
 	Addr     BPFAddr
-	Bytes    [96]uint8
+	Bytes    [136]uint8
 }
 
 type BPFSearch struct {

@@ -58,7 +58,7 @@ struct scratch {
 	struct search_key search;
 	struct search searched;
 	struct addr addr;		/* looked up, or spoken from */
-	__u8 bytes[96];			/* quoted in an ICMP error */
+	__u8 bytes[136];		/* quoted in an ICMP error; or its headers in both families */
 };
 
 struct {

@@ -8,12 +8,7 @@
 #ifndef BPFNET_RELATED_H
 #define BPFNET_RELATED_H
 
-#include "slow.h"
-
-#define ICMP_PARAMETER_PROBLEM 12
-#define ICMPV6_UNREACHABLE 1
-#define ICMPV6_PARAMETER_PROBLEM 4
-#define ICMP_HLEN 8			/* of an error, before what it quotes */
+#include "change_error.h"
 
 /* The quoted packet: as much of it as there has to be (RFC 792: its IP header and 8 bytes). */
 struct quote {
@@ -126,7 +121,8 @@ static __always_inline __u32 put16(struct __sk_buff *skb, __u32 off, __be16 was,
 	return csum_delta(was, is);
 }
 
-/* Undoes the translation of the quoted packet. Returns what the ICMP checksum changes by. */
+/* Undoes the translation of the quoted packet; but its IP header is left to change_error() if
+ * the family changes. Returns what the ICMP checksum changes by. */
 __noinline __u32 restore_quote(struct __sk_buff *skb, const struct quote *q, const struct flow *f)
 {
 	__u32 addr_delta, port_delta, sum;
@@ -136,10 +132,11 @@ __noinline __u32 restore_quote(struct __sk_buff *skb, const struct quote *q, con
 	if (!q || !f)
 		return 0;
 	family = q->tuple.family;
-	addr_delta = csum_delta(csum_addr_words(&q->tuple.saddr, family) + csum_addr_words(&q->tuple.daddr, family),
-				csum_addr_words(&f->saddr, family) + csum_addr_words(&f->daddr, family));
+	addr_delta = f->addr_delta;
 	sum = addr_delta;
-	if (family == 4) {
+	if (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6)) {
+		sum = 0;
+	} else if (family == 4) {
 		if (bpf_skb_load_bytes(skb, q->ip + 10, &was, sizeof(was)))
 			return 0;
 		sum += put16(skb, q->ip + 10, was, csum_apply(was, addr_delta));
@@ -227,6 +224,7 @@ __noinline int related(struct __sk_buff *skb, struct scratch *s)
 	struct quote q;
 	struct flow *f;
 	__u32 sum;
+	int err;
 
 	if (!s || !is_error(&s->packet) || !parse_quote(skb, &s->packet, &q))
 		return MISS;
@@ -239,13 +237,15 @@ __noinline int related(struct __sk_buff *skb, struct scratch *s)
 	/* Work on a copy: the entry may go meanwhile. */
 	s->flow = *f;
 	f = &s->flow;
-	if (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6))
-		return drop(skb, REASON_UNSUPPORTED);
 	if ((f->flags & FLOW_TTL) && s->packet.ttl <= 1)
 		return drop(skb, REASON_TTL_EXCEEDED);
 	sum = restore_quote(skb, &q, f);
-	if (!readdress(skb, s, f, &q, sum))
-		return drop(skb, REASON_MALFORMED);
+	if (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6))
+		err = change_error(skb, s, q.l4 - q.ip, sum);
+	else
+		err = readdress(skb, s, f, &q, sum) ? 0 : REASON_MALFORMED;
+	if (err)
+		return drop(skb, err);
 	return dispatch(skb, f, &s->packet);
 }
 

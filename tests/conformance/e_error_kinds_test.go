@@ -80,7 +80,9 @@ func TestE1Kinds(t *testing.T) {
 					heardError(t, w.hears, want)
 				}
 			})
-			t.Run(fmt.Sprintf("%s, forged, IPv%d", w.name, family), func(t *testing.T) { c.in(t).forgedErrors(family, w) })
+			t.Run(fmt.Sprintf("%s, forged, IPv%d", w.name, family), func(t *testing.T) {
+				c.in(t).forgedErrors(family, w, complaint{kind: map[int]uint8{4: 3, 6: 1}[family], code: 3, from: w.from, about: "what is sent"})
+			})
 		}
 	}
 }
@@ -132,8 +134,9 @@ func (c *cast) errorWays(family int, s *actor, router, host station, remote neti
 	}
 }
 
-// forgedErrors sends errors about packets that nobody sent, and requires that none gets through.
-func (c *cast) forgedErrors(family int, w errorWay) {
+// forgedErrors sends errors about packets that nobody sent, and requires that none gets through. The
+// control, with code 3, is heard as what is given.
+func (c *cast) forgedErrors(family int, w errorWay, control complaint) {
 	t := c.t
 	t.Helper()
 	head := map[int]int{4: 20, 6: 40}[family]
@@ -164,7 +167,7 @@ func (c *cast) forgedErrors(family int, w errorWay) {
 	require.NoError(t, lab.InjectEach(w.at.ns, w.at.dev, n, func(i int) []byte { return frames[i%len(frames)] }))
 	// The control comes behind them, and is the first that is heard.
 	require.NoError(t, lab.Inject(w.at.ns, w.at.dev, w.packet.ICMP(kind, 3, 0, w.about), 1))
-	heardError(t, w.hears, complaint{kind: kind, code: 3, from: w.from, about: "what is sent"})
+	heardError(t, w.hears, control)
 	_, more := nextError(w.hears)
 	require.False(t, more)
 }

@@ -116,15 +116,21 @@ func TestFromLoBystanders(t *testing.T) {
 	})
 }
 
-// [::1] to a container that has IPv4 only: there and back.
-func TestFromLoOtherFamily(t *testing.T) {
-	w := newWorld(t)
-	four := w.family(false)
+// publishFour publishes s by IPv4 alone, and returns where the host reaches it by IPv6.
+func (w *world) publishFour() side {
+	w.t.Helper()
 	w.put(w.objs.Rules, uint32(ruleHost4), loader.BPFRule{Gen: 1, Kind: uint8(loader.BPFRuleKindRULE_PUBLICATION), HostPort: 8095, Port: 80, Endpoint4: epS})
 	for proto := range uint32(2) {
 		w.put(w.objs.Ports4, proto*65536+8095, uint32(ruleHost4))
 	}
-	lo := side{zeroMAC, netip.IPv6Loopback(), 8095}
+	return side{zeroMAC, netip.IPv6Loopback(), 8095}
+}
+
+// [::1] to a container that has IPv4 only: there and back.
+func TestFromLoOtherFamily(t *testing.T) {
+	w := newWorld(t)
+	four := w.family(false)
+	lo := w.publishFour()
 	plain := func(frame []byte) []byte { return edited(frame, func(b []byte) { b[18], b[19] = 0, 0 }) } // no IPv4 id
 	for _, proto := range []uint8{tcp, udp} {
 		for name, payload := range map[string][]byte{"payload": nil, "none": {}, "odd": make([]byte, 1), "long": make([]byte, 1401)} {

@@ -94,6 +94,7 @@ func (w *world) note(h Hook, a Answer) {
 		what = a.Sent[0].way.String()
 	}
 	w.tried[h.String()+" "+what]++
+	w.tried[a.rare]++
 	for _, r := range a.Reasons {
 		w.tried[fmt.Sprintf("%v reason %d", h, r)]++
 	}
@@ -126,6 +127,8 @@ func (w *world) triedAll() {
 		}
 	}
 	require.Positive(w.t, w.tried["established"])
+	require.Positive(w.t, w.tried["an error that becomes one of IPv4"])
+	require.Positive(w.t, w.tried["an error that becomes one of IPv6"])
 }
 
 // flowsDiffer compares all flows, and what counts them.

@@ -153,11 +153,18 @@ func (w *work) related() Verdict {
 	}
 	g := *entry
 	f, p := &g, &w.p
-	if f.Flags&(toIPv4|toIPv6) != 0 {
-		return w.drop(unsupported)
-	}
 	if f.Flags&hop != 0 && p.ttl <= 1 {
 		return w.drop(ttlExceeded)
+	}
+	if f.Flags&(toIPv4|toIPv6) != 0 {
+		if !w.changeError(f, q) {
+			return w.drop(unsupported)
+		}
+		w.answer.rare = "an error that becomes one of IPv4"
+		if !p.six {
+			w.answer.rare = "an error that becomes one of IPv6"
+		}
+		return w.dispatch(f, !p.six)
 	}
 	end := min(len(w.out), p.l4+p.payload)
 	before := slices.Clone(w.out)

@@ -81,8 +81,9 @@ type Answer struct {
 	Mark    uint32
 	Sent    []call
 
-	zeros []int // where 0 and 0xffff mean the same
-	any   bool  // of the packet only the verdict can be compared
+	zeros []int  // where 0 and 0xffff mean the same
+	any   bool   // of the packet only the verdict can be compared
+	rare  string // what has happened, for the record of what was tried
 }
 
 // Sockets are those of the host.

@@ -260,7 +260,11 @@ func (g *maker) fresh(h Hook) Arrival {
 	}
 	kind := g.IntN(24)
 	flags := one[uint8](g.Rand, syn, syn, syn, syn, ack, syn|ack, fin|ack, rst, 8|ack)
-	body := g.transport(proto, six, g.port(), g.port(), flags, g.Uint32(), g.Uint32())
+	dport := g.port()
+	if h == FromLo && six && g.chance(2) { // what changes its family
+		to, dport = lo6, 8084
+	}
+	body := g.transport(proto, six, g.port(), dport, flags, g.Uint32(), g.Uint32())
 	switch {
 	case h == FromEndpoint && kind < 2 || h == ToBridge && kind == 0:
 		return g.neighbourly(a, src, six)

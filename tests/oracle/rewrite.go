@@ -27,6 +27,7 @@ type region struct {
 	from, to int
 	check    int // offset of the checksum
 	pseudo   func(frame []byte) [2]netip.Addr
+	more     uint64 // of the pseudo header: where its length and protocol do not stay
 	udp      bool
 }
 
@@ -36,7 +37,7 @@ func (r region) sum(b []byte) uint64 {
 		pair := r.pseudo(b)
 		s += sum(pair[0].AsSlice(), pair[1].AsSlice())
 	}
-	return s
+	return s + r.more
 }
 
 // mend computes a checksum anew: right if it was right before, else as wrong as it was, for the

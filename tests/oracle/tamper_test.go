@@ -64,7 +64,7 @@ func (g *maker) lead(a Arrival, out Answer) {
 		}
 	}
 	answer := g.ip(dst, src, q.dst, q.src, q.proto, body)
-	if g.chance(5) { // an error about it
+	complaint := func() []byte { // about it
 		quote := f[etherLen:min(len(f), etherLen+one(g.Rand, 28, 48, 60, 200, 40))]
 		if q.six {
 			quote = f[etherLen:min(len(f), etherLen+one(g.Rand, 48, 72, 100, 400))]
@@ -77,13 +77,30 @@ func (g *maker) lead(a Arrival, out Answer) {
 		if g.chance(3) {
 			from = g.address(q.six)
 		}
-		answer = g.ip(dst, src, from, q.src, proto, append([]byte{kind, one[byte](g.Rand, 0, 4), 1, 1, 0, 0, 5, 0}, quote...))
+		return g.ip(dst, src, from, q.src, proto, slices.Concat([]byte{kind, one(g.Rand, 0, 4, byte(g.IntN(17))), 1, 1}, g.rest(), quote))
+	}
+	if p.six != q.six { // seldom, so much is made of it
+		for range 3 {
+			c := b
+			g.onto(&c, complaint())
+			g.keep(c)
+		}
+	}
+	if g.chance(5) {
+		answer = complaint()
 	}
 	if g.chance(8) {
 		answer = g.fragmented(answer)
 	}
 	g.onto(&b, answer)
 	g.keep(b)
+}
+
+// rest is the second half of an error's header: an MTU, or where the problem is.
+func (g *maker) rest() []byte {
+	at := byte(g.IntN(42))
+	return one(g.Rand, []byte{0, 0, 5, 0}, []byte{0, 0, 5, 0}, []byte{0, 0, 0, 0}, []byte{0, 0, byte(g.IntN(256)), byte(g.IntN(256))}, []byte{at, 0, 0, 0}, []byte{0, 0, 0, at},
+		binary.BigEndian.AppendUint32(nil, g.Uint32()))
 }
 
 func (g *maker) keep(a Arrival) {
