@@ -4,6 +4,7 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
 	"sync"
 	"testing"
@@ -71,15 +72,22 @@ func empty(m *ebpf.Map) error {
 			}
 		}
 	default:
-		for {
-			key, err := m.NextKeyBytes(nil)
-			if key == nil || err != nil {
+		// Each key by the one before it: to look for the first again takes the kernel through
+		// all that is empty already.
+		for key, err := m.NextKeyBytes(nil); key != nil || err != nil; {
+			if err != nil {
 				return err
 			}
+			next, nextErr := m.NextKeyBytes(key)
 			if err := m.Delete(key); err != nil {
 				return err
 			}
+			key, err = next, nextErr
 		}
+		if left, err := m.NextKeyBytes(nil); left != nil || err != nil {
+			return fmt.Errorf("not empty: %x %v", left, err)
+		}
+		return nil
 	}
 }
 

@@ -39,6 +39,7 @@ var rows = []string{
 var suites = []suite{
 	{Package: "./tests/conformance", Tests: rows, Binary: true, Modules: devices},
 	{Package: "./tests/datapath"},
+	{Package: "./tests/oracle", Tests: []string{"TestPrograms", "TestSequences"}},
 	{Package: "./loader"},
 	{Package: "./maps", Files: []string{"loader/bpf_bpfel.go"}},
 	{Package: "./tests/verifier", Program: true},

@@ -225,17 +225,21 @@ func (w *world) packets(h Hook, seed, n uint64, careful bool) (counted int, fail
 
 // count is how many packets each program gets.
 func count() int {
-	if os.Getenv("BPFNET_SOAK") != "" {
+	switch {
+	case os.Getenv("BPFNET_SOAK") != "":
 		return 1_000_000
+	case testing.Short():
+		return 5_000
 	}
 	return 40_000
 }
 
 // E6: malformed, truncated and tampered packets of every kind, and valid ones, by every program.
 func TestPrograms(t *testing.T) {
+	loaded := newWorld(t)
 	for h := FromUplink; h <= FromLo; h++ {
 		t.Run(h.String(), func(t *testing.T) {
-			w := newWorld(t)
+			w := loaded.of(t)
 			if n, err := strconv.ParseUint(os.Getenv("BPFNET_ORACLE_BATCH"), 10, 64); err == nil {
 				_, failure := w.packets(h, seed(), n, true)
 				require.Empty(t, failure)

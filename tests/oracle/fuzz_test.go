@@ -4,12 +4,10 @@ package oracle
 
 import (
 	"math/rand/v2"
-	"runtime"
 	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/bpfnet/bpfnet/loader"
 )
@@ -30,9 +28,6 @@ func FuzzFromLo(f *testing.F)       { fuzz(f, FromLo) }
 
 func fuzz(f *testing.F, h Hook) {
 	w := newWorld(f)
-	ns, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	require.NoError(f, err)
-	f.Cleanup(func() { unix.Close(ns) })
 	devices := map[Hook][]string{FromUplink: {"up0", "up1"}, ToUplink: {"up0", "up1"}, FromTunnel: {"tun"}, ToTunnel: {"tun"}, FromLo: {"lo"},
 		ToBridge: {"br1", "br2", "br3", "br4", "br5", "br6"}, FromEndpoint: endpoints(), ToEndpoint: endpoints()}[h]
 	w.begin(0)
@@ -49,13 +44,7 @@ func fuzz(f *testing.F, h Hook) {
 		f.Add(byte(g.IntN(256)), first.Frame, second.Frame)
 	}
 	f.Fuzz(func(t *testing.T, context byte, first, second []byte) {
-		runtime.LockOSThread() // and never unlocked: the thread dies with the input
-		require.NoError(t, unix.Setns(ns, unix.CLONE_NEWNET))
-		k := *w.kernel
-		k.t = t
-		w := &world{kernel: &k, m: w.m}
-		w.m.Chose = w.chose
-		w.m.Remembers = func(t Tuple) bool { return w.flow(t, false) != nil }
+		w := w.of(t)
 		w.again()
 		g := &maker{world: w}
 		for _, a := range prologue {

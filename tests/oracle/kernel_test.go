@@ -31,6 +31,7 @@ type kernel struct {
 	out      []byte
 	ctxOut   [192]byte
 	filled   map[*ebpf.Map]map[string]bool // keys of the control plane's tables
+	ns       int                           // the namespace
 }
 
 func must(_ int, err error) {
@@ -46,16 +47,10 @@ func newKernel(t testing.TB) *kernel {
 	require.NoError(t, rlimit.RemoveMemlock())
 	runtime.LockOSThread() // and never unlocked: the thread dies with the test
 	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
-	var cpus unix.CPUSet // what is counted per CPU is counted on one
-	require.NoError(t, unix.SchedGetaffinity(0, &cpus))
-	for n := range 1024 {
-		if cpus.IsSet(n) {
-			cpus.Zero()
-			cpus.Set(n)
-			break
-		}
-	}
-	require.NoError(t, unix.SchedSetaffinity(0, &cpus))
+	ns, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { unix.Close(ns) })
+	oneCPU(t)
 	spec, err := loader.LoadBPF()
 	require.NoError(t, err)
 	for _, m := range spec.Maps {
@@ -68,7 +63,7 @@ func newKernel(t testing.TB) *kernel {
 	}
 	// Looked at after each packet.
 	spec.Maps["drops"].Type, spec.Maps["drops"].MaxEntries = ebpf.Hash, 64
-	k := &kernel{t: t, macs: map[uint32]MAC{}, devices: map[string]uint32{}, out: make([]byte, 1<<14), filled: map[*ebpf.Map]map[string]bool{}}
+	k := &kernel{t: t, ns: ns, macs: map[uint32]MAC{}, devices: map[string]uint32{}, out: make([]byte, 1<<14), filled: map[*ebpf.Map]map[string]bool{}}
 	c, err := ebpf.NewCollection(spec)
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
@@ -80,6 +75,21 @@ func newKernel(t testing.TB) *kernel {
 	k.macs[1] = MAC{}
 	k.devices["lo"] = 1
 	return k
+}
+
+// oneCPU keeps the thread on one: what is counted per CPU is counted there.
+func oneCPU(t testing.TB) {
+	t.Helper()
+	var cpus unix.CPUSet
+	require.NoError(t, unix.SchedGetaffinity(0, &cpus))
+	for n := range 1024 {
+		if cpus.IsSet(n) {
+			cpus.Zero()
+			cpus.Set(n)
+			break
+		}
+	}
+	require.NoError(t, unix.SchedSetaffinity(0, &cpus))
 }
 
 // device makes a veth, if there is none, and returns the ifindex of the end that stays.

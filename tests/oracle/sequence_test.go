@@ -253,6 +253,8 @@ func TestSequences(t *testing.T) {
 		packets, changes = packets+p, changes+c
 		w.tried["established"] += len(w.m.established)
 	}
-	w.triedAll()
+	if !testing.Short() {
+		w.triedAll()
+	}
 	t.Logf("%d packets, %d changes, 0 differences", packets, changes)
 }

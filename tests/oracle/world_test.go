@@ -5,6 +5,7 @@ package oracle
 import (
 	"net"
 	"net/netip"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -49,9 +50,28 @@ func newWorld(t testing.TB) *world {
 	w.draw()
 	w.listen()
 	w.m.Now = 1000
+	w.asked()
+	return w
+}
+
+// asked lets the model ask this world's programs for what it cannot know.
+func (w *world) asked() {
 	w.m.Chose = w.chose
 	w.m.Remembers = func(t Tuple) bool { return w.flow(t, false) != nil }
-	return w
+}
+
+// of is the world, with the same programs, as the goroutine of another test has it. That stays on
+// its thread. To load the programs takes longer than any test.
+func (w *world) of(t testing.TB) *world {
+	t.Helper()
+	runtime.LockOSThread() // and never unlocked: the thread dies with the test
+	require.NoError(t, unix.Setns(w.ns, unix.CLONE_NEWNET))
+	oneCPU(t)
+	k := *w.kernel
+	k.t = t
+	other := &world{kernel: &k, m: w.m}
+	other.asked()
+	return other
 }
 
 // draw fills the tables as drawn.
