@@ -41,9 +41,11 @@ fmt: ## gofmt
 
 vet: go-found
 	$(GO) vet ./...
+	$(GO) vet -tags kernellab ./tests/conformance
 
 lint: go-found vet ## vet, staticcheck, gofmt
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck -tags kernellab ./tests/conformance
 	@out=$$($(dir $(GO))gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted: $$out" >&2; exit 1; }
 
 fresh: generate ## the committed objects are what the C gives
@@ -74,10 +76,10 @@ lab-shell: go-found ## a shell in a host of its own: client, uplink, store, pins
 readme: deps go-found ## runs what README.md shows and writes the output into it (root)
 	$(GO) test -count=1 ./tests/readme -update
 
-conformance: deps go-found ## every row that is promised; writes docs/conformance.md (root)
+conformance: deps vm-deps go-found ## every row that is promised; writes docs/conformance.md (root)
 	$(GO) run ./tests/conformance/run docs/conformance.md
 
-soak: deps go-found ## the same with the counts that are promised; writes docs/soak.md
+soak: deps vm-deps go-found ## the same with the counts that are promised; writes docs/soak.md
 	BPFNET_SOAK=1 $(GO) run ./tests/conformance/run docs/soak.md
 
 clean: ## what building made

@@ -43,6 +43,7 @@ func TestPublish(t *testing.T) {
 	require.Equal(t, "127.0.1.2:9000->80/tcp", l.publish("web", "127.0.1.2:9000:80"), "A14")
 	require.Equal(t, "127.0.1.3:9000->80/tcp", l.publish("dual", "127.0.1.3:9000:80"), "A14")
 	require.Equal(t, "0.0.0.0:7000->80/tcp", l.publish("web", "7000-7002:80-82"))
+	require.Equal(t, "0.0.0.0:9899->9899/sctp", l.publish("web", "9899/sctp"), "SCTP's port cannot be another")
 	pubs, err := l.m.Publish("web", "8090:80,from=203.0.113.0/24,2001:db8::/32")
 	require.NoError(t, err)
 	require.Len(t, pubs[0].From, 2)
@@ -62,6 +63,7 @@ func TestPublish(t *testing.T) {
 		"80/what":               "invalid proto: what",
 		"8000-8002:80-81":       "invalid ranges specified",
 		"8100:80/sctp":          "sctp needs the same port on both sides",
+		"80-90:80/sctp":         "sctp needs the same port on both sides",
 		"abc":                   "containerPort: abc",
 		"[2001:db8::1]:8099:80": "", // dual has IPv6
 	} {

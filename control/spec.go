@@ -32,7 +32,11 @@ func parseSpecs(list []string) ([]hostSpec, error) {
 			if err != nil {
 				return nil, err
 			}
-			if proto == maps.SCTP && s.HostFirst != 0 && s.HostFirst != s.First {
+			// Its ports are in a checksum of the whole packet (RFC 9260 section 6.8): they are not translated.
+			if proto == maps.SCTP && s.HostFirst == 0 {
+				s.HostFirst, s.HostLast = s.First, s.Last
+			}
+			if proto == maps.SCTP && (s.HostFirst != s.First || s.HostLast != s.Last) {
 				return nil, invalid("port %q: sctp needs the same port on both sides", line)
 			}
 			specs = append(specs, hostSpec{s, i, proto})

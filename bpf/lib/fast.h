@@ -158,8 +158,10 @@ static __always_inline bool fast(struct __sk_buff *skb, __u32 zone, enum hook ho
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 
-	/* Some drivers leave the headers in a page. */
-	if (data + l2_of(hook) + sizeof(struct iphdr) + sizeof(struct tcphdr) > end && end - data < skb->len)
+	/* Some drivers leave the headers in a page. SCTP's pieces must stay as they are: its
+	 * receivers expect whole ones behind a common header. */
+	if (data + l2_of(hook) + sizeof(struct iphdr) + sizeof(struct tcphdr) > end && end - data < skb->len &&
+	    skb->gso_size != GSO_BY_FRAGS)
 		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return fast4(skb, zone, hook, verdict);

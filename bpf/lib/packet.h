@@ -35,6 +35,7 @@
 #define ICMPV6_ECHO 128
 #define ICMPV6_ECHO_REPLY 129
 
+#define GSO_BY_FRAGS 0xffff		/* gso_size of SCTP's: pieces of any size (include/linux/skbuff.h) */
 #define IP_FRAGMENT 0x3fff		/* more-fragments and offset */
 #define IPV6_MAX_EXTENSIONS 8
 

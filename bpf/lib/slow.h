@@ -34,12 +34,20 @@ static __always_inline void our_address(struct scratch *s)
 		s->addr = s->packet.family == 4 ? n->gateway4 : n->gateway6;
 }
 
+/* Only the kernel can measure such pieces, and by the device's MTU. */
+static __noinline bool pieces_too_big(struct __sk_buff *skb, __u32 ifindex)
+{
+	__u32 mtu = 0;
+
+	return bpf_check_mtu(skb, ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) == BPF_MTU_CHK_RET_SEGS_TOOBIG;
+}
+
 /* Sends the packet the way of f, its flow. */
 __noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
 {
 	struct packet *p;
+	bool expired, big;
 	__u32 headers;
-	bool expired;
 	__u8 doff;
 
 	if (!s || !f)
@@ -50,7 +58,10 @@ __noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
 	if (skb->gso_size && p->proto == IPPROTO_TCP && !bpf_skb_load_bytes(skb, p->l4 + 12, &doff, sizeof(doff)))
 		headers = p->l4 - p->l2 + (doff >> 4) * 4;
 	expired = (f->flags & FLOW_TTL) && p->ttl <= 1;
-	if (expired || too_big(skb, p->l2, headers, f->mtu)) {
+	big = too_big(skb, p->l2, headers, f->mtu);
+	if (big && skb->gso_size == GSO_BY_FRAGS)
+		big = pieces_too_big(skb, f->ifindex);
+	if (expired || big) {
 		our_address(s);
 		if (addr_unspecified(&s->addr))
 			return drop(skb, expired ? REASON_TTL_EXCEEDED : REASON_TOO_BIG);

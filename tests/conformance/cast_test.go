@@ -151,7 +151,7 @@ func (c *cast) serve(a *actor, port int) {
 	lab.ServeUDP(c.t, a.ns, a.name, addr)
 }
 
-// ask sends a payload by "tcp", "udp" (connected) or "udp-unconnected" and
+// ask sends a payload by "tcp", "udp" (connected), "udp-unconnected" or "sctp" and
 // returns the taken-apart answer. from is "" or an address to bind to.
 func ask(ns *netns.NS, proto, from, to string, limit time.Duration) (lab.Reply, error) {
 	payload := fmt.Sprintf("%s %d", proto, time.Now().UnixNano())
@@ -164,6 +164,8 @@ func ask(ns *netns.NS, proto, from, to string, limit time.Duration) (lab.Reply, 
 		line, err = lab.AskUDP(ns, from, to, payload, limit)
 	case "udp-unconnected":
 		line, err = lab.AskUDPUnconnected(ns, from, to, payload, limit)
+	case "sctp":
+		line, err = lab.AskSCTP(ns, from, to, payload, limit)
 	default:
 		panic(proto)
 	}

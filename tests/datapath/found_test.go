@@ -160,3 +160,14 @@ func TestFoundPortlessAssociation(t *testing.T) {
 		w.utter(epP, associate(f.p, beyond.at(0)), refused(loader.BPFReasonREASON_MALFORMED))
 	})
 }
+
+// What the kernel has joined of SCTP's chunks has pieces of any size (GSO_BY_FRAGS): it is no packet of so many bytes.
+func TestFoundPieces(t *testing.T) {
+	bothFamilies(t, func(w *world, six bool) {
+		f := w.family(six)
+		joined := func(s *skb) { s.gsoSize, s.gsoSegs = 0xffff, 2 }
+		big := withProto(opening(f.p, f.client.at(443).via(f.gw), udp).like(func(p *packet) { p.payload = append([]byte{0, 0, 0, 0, 1, 0, 0, 4}, make([]byte, 1600)...) }), 132)
+		w.check(w.objs.FromEndpoint, w.containers[epP].ifindex, big, handed().any(), joined)
+		w.check(w.objs.FromEndpoint, w.containers[epP].ifindex, big, tooBig(big, f.gw, 1500).any())
+	})
+}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	table "github.com/bpfnet/bpfnet/tests/conformance/rows"
 	"github.com/bpfnet/bpfnet/tests/kernellab/verdict"
 )
 
@@ -24,16 +25,16 @@ type suite struct {
 	Binary  bool     // the real bpfnet, for BPFNET_BINARY
 }
 
-// rows of the conformance table: one of every way that a packet can take. Modules that a
-// row needs are in kernels.go.
-var rows = []string{
+// rows of the conformance table: one of every way that a packet can take, and those that only
+// the lab can run. Modules that a row needs are in kernels.go.
+var rows = slices.Concat([]string{
 	"TestA1", "TestA2", "TestA3", "TestA3a", "TestA4", "TestA5", // published: from the world and from the host
 	"TestA9", "TestA10", // published: from a peer, hairpin
 	"TestB9",           // binds of published ports
 	"TestC1", "TestC5", // peers, isolation
 	"TestD1",     // masquerade
 	"TestE4Sums", // checksums made before and after us
-}
+}, table.InLab)
 
 // suites are in the order of how long they take, the longest first.
 var suites = []suite{

@@ -129,6 +129,10 @@ func NewTCPServer(ns *netns.NS, name, addr string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newStreamServer(name, listener), nil
+}
+
+func newStreamServer(name string, listener net.Listener) *Server {
 	s := &Server{Name: name, Addr: listener.Addr().(*net.TCPAddr).AddrPort(), closer: listener, conns: make(map[net.Conn]bool)}
 	s.running.Go(func() {
 		for {
@@ -149,7 +153,7 @@ func NewTCPServer(ns *netns.NS, name, addr string) (*Server, error) {
 			s.mu.Unlock()
 		}
 	})
-	return s, nil
+	return s
 }
 
 // familyOf is "4" or "6" for an address of one family: for the net package 0.0.0.0

@@ -125,11 +125,16 @@ func (g *maker) next(h Hook) Arrival {
 		g.settle(&a)
 	}
 	// A device puts together what is right.
-	if p, reason := parse(a.Frame, l2Of(h), a.Ethertype, false); reason == none && p.kind == query && p.proto == tcp && len(a.Frame) > 700 && g.chance(3) {
-		a.Segment = len(a.Frame) / 2
-		if g.chance(2) { // what just fits, or does not
-			header := p.l4 - l2Of(h) + int(a.Frame[p.l4+12]>>4)*4
-			a.Segment = one(g.Rand, 1300, 1400, 1500, 1500) - header + g.IntN(2)
+	if p, reason := parse(a.Frame, l2Of(h), a.Ethertype, false); reason == none && p.kind == query && len(a.Frame) > 700 && g.chance(3) {
+		switch p.proto {
+		case tcp:
+			a.Segment = len(a.Frame) / 2
+			if g.chance(2) { // what just fits, or does not
+				header := p.l4 - l2Of(h) + int(a.Frame[p.l4+12]>>4)*4
+				a.Segment = one(g.Rand, 1300, 1400, 1500, 1500) - header + g.IntN(2)
+			}
+		case sctp:
+			a.Segment = pieces
 		}
 	}
 	return a

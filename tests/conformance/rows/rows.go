@@ -2,7 +2,8 @@
 
 // Package rows is the list of what bpfnet promises, a row each, and the table that says
 // which of it holds. A row is tested by the functions of package conformance that are
-// named after it (TestE1, TestE1Kinds), or by those that Elsewhere has.
+// named after it (TestE1, TestE1Kinds), or by those that Elsewhere has; some of the former
+// run in the kernel lab only, which has what other kernels may lack.
 // tests/conformance/run runs them and writes the table.
 package rows
 
@@ -30,11 +31,18 @@ type Test struct{ Dir, Name string }
 // Dir is where the tests are that are named after rows.
 const Dir = "tests/conformance"
 
+// Lab stands for Dir in a Test that only the kernel lab builds and runs: its file has the
+// lab's build tag. The result is then that of the lab's kernels.
+const Lab = "tests/kernellab"
+
+// InLab has the names of those.
+var InLab = []string{"TestA19", "TestA19Sums"}
+
 var named = regexp.MustCompile(`^Test([A-G][0-9]+[a-z]?)([A-Z].*)?$`)
 
 // Of is the row that a test is of; empty: of none.
 func Of(t Test) string {
-	if t.Dir == Dir {
+	if t.Dir == Dir || t.Dir == Lab {
 		if m := named.FindStringSubmatch(t.Name); m != nil {
 			return m[1]
 		}
@@ -80,7 +88,7 @@ var All = []Row{
 	{"A16", "one container port published twice: both answer", both, tcpUDP, ""},
 	{"A17", "published over a device without an Ethernet header", both, tcpUDP, ""},
 	{"A18", "an uplink or address that comes later works", both, tcpUDP, ""},
-	{"A19", "SCTP, with equal ports", "", "", "not built yet: SCTP; the build machine's kernel has none"},
+	{"A19", "SCTP, with equal ports", both, "SCTP", ""},
 	{"A20", "from=: others are refused, and counted", both, tcpUDP, ""},
 
 	{"B1", "-p PORT and -P choose a free port, one for both families", both, tcpUDP, ""},

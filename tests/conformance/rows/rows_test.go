@@ -4,6 +4,7 @@ package rows
 
 import (
 	"go/ast"
+	"go/build/constraint"
 	"go/parser"
 	"go/token"
 	"os"
@@ -16,18 +17,25 @@ import (
 
 const root = "../../.."
 
-// functions are the tests of a directory.
+// functions are the tests of a directory; those in files with a build tag are the kernel lab's.
 func functions(t *testing.T, dir string) (found []Test) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
 	for _, file := range files {
-		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution|parser.ParseComments)
 		require.NoError(t, err)
+		home := dir
+		for _, c := range f.Comments {
+			if c.Pos() < f.Package && constraint.IsGoBuild(c.List[0].Text) {
+				require.Equal(t, "//go:build kernellab", c.List[0].Text, file)
+				home = Lab
+			}
+		}
 		for _, d := range f.Decls {
 			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && strings.HasPrefix(fn.Name.Name, "Test") {
-				found = append(found, Test{dir, fn.Name.Name})
+				found = append(found, Test{home, fn.Name.Name})
 			}
 		}
 	}
@@ -38,11 +46,16 @@ func functions(t *testing.T, dir string) (found []Test) {
 func tested(t *testing.T) map[string][]Test {
 	t.Helper()
 	found := make(map[string][]Test)
+	var inLab []string
 	for _, x := range functions(t, Dir) {
+		if x.Dir == Lab {
+			inLab = append(inLab, x.Name)
+		}
 		if id := Of(x); id != "" {
 			found[id] = append(found[id], x)
 		}
 	}
+	require.ElementsMatch(t, InLab, inLab)
 	for id, list := range Elsewhere {
 		for _, x := range list {
 			require.Contains(t, functions(t, x.Dir), x, "row %s", id)
@@ -78,6 +91,7 @@ func TestOf(t *testing.T) {
 		"TestBarPublish": "", "TestCost": "", "TestH1": "", "TestMain": ""} {
 		require.Equal(t, id, Of(Test{Dir, name}), name)
 	}
+	require.Equal(t, "A19", Of(Test{Lab, "TestA19Sums"}))
 	require.Equal(t, "G4", Of(Test{"control", "TestReboot"}))
 	require.Empty(t, Of(Test{"control", "TestA1"}))
 }
@@ -86,8 +100,11 @@ func TestOf(t *testing.T) {
 func TestTable(t *testing.T) {
 	table := Table(map[Test]Outcome{
 		{Dir, "TestE1"}: {Result: "pass", Seconds: 1}, {Dir, "TestE1Kinds"}: {Result: "fail", Seconds: 2.5}, {Dir, "TestE1Refused"}: {Result: "pass"},
-		{Dir, "TestA1"}: {Result: "pass", Seconds: 0.25},
+		{Dir, "TestA1"}: {Result: "pass", Seconds: 0.25}, {Lab, "TestA19"}: {Result: "pass", Seconds: 9},
+		{Dir, "TestA17"}: {Result: "pass", Seconds: 1}, {Lab, "TestA17WireGuard"}: {Result: "fail", Seconds: 2},
 	}, "", false)
+	require.Regexp(t, `(?m)^\| A19 \|.*\| pass \(kernel lab\) \| 9.0 \|$`, table)
+	require.Regexp(t, `(?m)^\| A17 \|.*\| fail \(in part in the kernel lab\) \| 3.0 \|$`, table)
 	require.Regexp(t, `(?m)^\| E1 \|.*\| fail \| 3.5 \|$`, table)
 	require.Regexp(t, `(?m)^\| A1 \|.*\| pass \| 0.2 \|$`, table)
 	require.Regexp(t, `(?m)^\| A2 \|.*\| not run \| 0.0 \|$`, table)

@@ -19,8 +19,14 @@ type Outcome struct {
 // line of the table before, if it has one. figures adds a column of those.
 func Table(outcomes map[Test]Outcome, before string, figures bool) string {
 	sums := make(map[string]Outcome)
+	here, lab := make(map[string]bool), make(map[string]bool)
 	for t, o := range outcomes {
 		id := Of(t)
+		if t.Dir == Lab {
+			lab[id] = true
+		} else {
+			here[id] = true
+		}
 		s := sums[id]
 		if s.Result == "" || s.Result == "pass" {
 			s.Result = o.Result
@@ -51,7 +57,13 @@ func Table(outcomes map[Test]Outcome, before string, figures bool) string {
 			line, _, _ := strings.Cut(rest, "\n")
 			b.WriteString(begin + line)
 		default:
-			fmt.Fprintf(&b, "%s%s | %.1f |", begin, cmp.Or(o.Result, "not run"), o.Seconds)
+			where := ""
+			if lab[r.ID] && here[r.ID] {
+				where = " (in part in the kernel lab)"
+			} else if lab[r.ID] {
+				where = " (kernel lab)"
+			}
+			fmt.Fprintf(&b, "%s%s%s | %.1f |", begin, cmp.Or(o.Result, "not run"), where, o.Seconds)
 			if figures {
 				b.WriteString(" " + cell(strings.Join(o.Figures, "<br>")) + " |")
 			}

@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -56,7 +57,8 @@ func main() {
 	}
 }
 
-// tests runs the tests of package conformance, and those that rows have elsewhere.
+// tests runs the tests of package conformance, and those that rows have elsewhere, the
+// kernel lab's included.
 func tests(run string, soak bool) (map[rows.Test]rows.Outcome, error) {
 	outcomes := make(map[rows.Test]rows.Outcome)
 	if err := test(rows.Dir, run, soak, outcomes); err != nil {
@@ -75,7 +77,41 @@ func tests(run string, soak bool) (map[rows.Test]rows.Outcome, error) {
 			return nil, err
 		}
 	}
-	return outcomes, nil
+	return outcomes, inLab(run, outcomes)
+}
+
+// ended is what go test -v prints of a test, on a console.
+var ended = regexp.MustCompile(`(?m)^--- PASS: (\w+) \(([0-9.]+)s\)\r?$`)
+
+// inLab runs those that only the kernel lab has. They pass where all of its kernels pass.
+func inLab(run string, outcomes map[rows.Test]rows.Outcome) error {
+	names := slices.DeleteFunc(slices.Clone(rows.InLab), func(name string) bool { return !regexp.MustCompile(run).MatchString(name) })
+	if len(names) == 0 {
+		return nil
+	}
+	cmd := exec.Command("go", "run", "./"+rows.Lab, "-v", "-pkg", "./"+rows.Dir, "-run", "^("+strings.Join(names, "|")+")$")
+	out, err := cmd.CombinedOutput()
+	var failed *exec.ExitError
+	if err != nil && !errors.As(err, &failed) {
+		return fmt.Errorf("%s: %w", rows.Lab, err)
+	}
+	result := "pass"
+	if err != nil {
+		result = "fail"
+		os.Stdout.Write(out)
+	}
+	for _, name := range names {
+		o := rows.Outcome{Result: result}
+		for _, m := range ended.FindAllSubmatch(out, -1) {
+			if string(m[1]) == name {
+				seconds, _ := strconv.ParseFloat(string(m[2]), 64)
+				o.Seconds += seconds
+			}
+		}
+		outcomes[rows.Test{Dir: rows.Lab, Name: name}] = o
+		fmt.Printf("%-6s %8.1f s  %s, in the kernel lab\n", o.Result, o.Seconds, name)
+	}
+	return nil
 }
 
 // event is what go test -json prints, see go doc test2json.
@@ -103,7 +139,7 @@ func test(dir, run string, soak bool, outcomes map[rows.Test]rows.Outcome) error
 		return err
 	}
 	var said []string
-	ended := false
+	over := false
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -127,7 +163,7 @@ func test(dir, run string, soak bool, outcomes map[rows.Test]rows.Outcome) error
 				outcomes[key] = o
 				fmt.Printf("%-6s %8.1f s  %s\n", e.Action, e.Elapsed, top)
 			} else {
-				ended = true
+				over = true
 			}
 			if e.Action == "fail" {
 				fmt.Print(strings.Join(said, ""))
@@ -135,7 +171,7 @@ func test(dir, run string, soak bool, outcomes map[rows.Test]rows.Outcome) error
 			said = nil
 		}
 	}
-	if err := cmd.Wait(); err != nil && !ended {
+	if err := cmd.Wait(); err != nil && !over {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
 	// A test that took the process down with it has no end of its own.
@@ -164,7 +200,7 @@ func write(file string, outcomes map[rows.Test]rows.Outcome, soak bool) error {
 	if soak {
 		title, by, note = "The long counts", "make soak", "The counts are those that are promised; the figures are what the tests logged."
 	}
-	fmt.Fprintf(&b, "# %s\n\n`%s` wrote this on %s, kernel %s. %s\nX is another host, H the host, s and p are containers of one network, o is one of another. A row is tested by the functions of\ntests/conformance that are named after it, or by those that tests/conformance/rows names.\n\n",
+	fmt.Fprintf(&b, "# %s\n\n`%s` wrote this on %s, kernel %s. %s\nX is another host, H the host, s and p are containers of one network, o is one of another. A row is tested by the functions of\ntests/conformance that are named after it, or by those that tests/conformance/rows names. The kernel lab's kernels are Linux 6.1 and 6.12\n(`make vm`): what ran there needs what other kernels may lack.\n\n",
 		title, by, time.Now().Format(time.DateOnly), unix.ByteSliceToString(host.Release[:]), note)
 	b.WriteString(rows.Table(outcomes, string(before), soak))
 	var others []string
