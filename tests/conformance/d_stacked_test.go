@@ -31,6 +31,25 @@ type ways struct {
 	srv, peer, own, open *actor
 }
 
+// second are the addresses of an uplink that H and X have beside the usual one: H's and X's.
+func second() (hosts, far []netip.Addr) {
+	hosts = []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8:51::1")}
+	return hosts, []netip.Addr{hosts[0].Next(), hosts[1].Next()}
+}
+
+// raise gives a device of such an uplink its addresses, and sets it up.
+func (c *cast) raise(ns *netns.NS, device string, addrs []netip.Addr) {
+	c.t.Helper()
+	h, err := ns.Netlink()
+	require.NoError(c.t, err)
+	defer h.Close()
+	lab.Sysctl(c.t, ns, "ipv6/conf/"+device+"/accept_dad", "0")
+	require.NoError(c.t, h.LinkSetUp(lab.Link(c.t, ns, device)))
+	for i, bits := range []int{24, 64} {
+		lab.AddAddr(c.t, ns, device, netip.PrefixFrom(addrs[i], bits).String())
+	}
+}
+
 // waysBy builds the networks for an uplink of H's that there is, with these addresses, and X's.
 func waysBy(c *cast, s, p *actor, device string, hosts, far []netip.Addr) *ways {
 	c.t.Helper()
@@ -104,25 +123,26 @@ func (w *ways) work() {
 	}
 }
 
-// closed requires that no packet of a container's leaves that from_endpoint has not passed: each of
-// the devices that it would leave by stops it, though the kernel forwards.
-func (w *ways) closed(devices ...string) {
+// closed requires that no packet of a container's gets to a device of X's that from_endpoint has not
+// passed: each of the programs on its way out stops it, though the kernel forwards.
+func (w *ways) closed(device string, exits ...hook) {
 	w.t.Helper()
 	w.forwarding("1")
 	w.detach(hook{loader.BPFProgFromEndpoint, w.endpoint("peer", "n1").HostIf, w.kind()})
-	arrived := lab.CaptureIn(w.t, w.Client, "eth0", w.station(w.peer, "n1").mentions)
+	arrived := lab.CaptureIn(w.t, w.Client, device, w.station(w.peer, "n1").mentions)
 	try := func(i int) error {
 		_, err := ask(w.peer.ns, "udp", "", at(w.far[i], 9000), silence)
 		return err
 	}
-	for _, device := range devices {
+	for _, exit := range exits {
 		for i := range ipVersions {
 			before := w.drops("BYPASS")
 			lab.Unreachable(w.t, fmt.Sprintf("unseen by from_endpoint, %v", w.far[i]), func() error { return try(i) }, works(w.srv.ns, at(w.far[i], 9000)))
 			require.Greater(w.t, w.drops("BYPASS"), before)
 		}
 		require.Empty(w.t, arrived.Frames(), lab.Describe(arrived.Frames()))
-		w.detach(hook{loader.BPFProgToUplink, device, w.kind()})
+		exit.kind = w.kind()
+		w.detach(exit)
 	}
 	for i := range ipVersions { // the positive control: with all doors open they leave, and only the answer is dropped
 		require.Error(w.t, try(i))
@@ -139,7 +159,7 @@ func (w *ways) kind() string {
 	status, err := w.m.Status()
 	require.NoError(w.t, err)
 	for _, h := range status.Hooks {
-		if h.Device == w.device {
+		if h.Device == w.device && h.Kind != "" {
 			return h.Kind
 		}
 	}
@@ -156,17 +176,11 @@ func TestD4Stacked(t *testing.T) {
 	h, err := c.Host.Netlink()
 	require.NoError(t, err)
 	defer h.Close()
+	hosts, far := second()
 	require.NoError(t, h.LinkAdd(&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "mv0", ParentIndex: lab.Link(t, c.Host, c.X.Device).Attrs().Index}, Mode: netlink.MACVLAN_MODE_BRIDGE}))
-	lab.Sysctl(t, c.Host, "ipv6/conf/mv0/accept_dad", "0")
-	require.NoError(t, h.LinkSetUp(lab.Link(t, c.Host, "mv0")))
-	hosts := []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("2001:db8:51::1")}
-	var far []netip.Addr
-	for i, bits := range []int{24, 64} {
-		far = append(far, hosts[i].Next())
-		lab.AddAddr(t, c.Host, "mv0", netip.PrefixFrom(hosts[i], bits).String())
-		lab.AddAddr(t, c.Client, "eth0", netip.PrefixFrom(far[i], bits).String())
-	}
+	c.raise(c.Host, "mv0", hosts)
+	c.raise(c.Client, "eth0", far)
 	w := waysBy(c, s, p, "mv0", hosts, far)
 	w.work()
-	w.closed("mv0", c.X.Device)
+	w.closed("eth0", hook{program: loader.BPFProgToUplink, device: "mv0"}, hook{program: loader.BPFProgToUplink, device: c.X.Device})
 }

@@ -47,8 +47,14 @@ func (c *cast) hooks() (list []hook) {
 func (c *cast) detach(h hook) {
 	c.t.Helper()
 	if h.kind == loader.KindClsact {
-		parent := map[bool]string{true: "egress", false: "ingress"}[strings.HasPrefix(h.program, "to_")]
-		c.run(c.Host, "tc filter del dev "+h.device+" "+parent)
+		parent := map[bool]uint32{true: netlink.HANDLE_MIN_EGRESS, false: netlink.HANDLE_MIN_INGRESS}[strings.HasPrefix(h.program, "to_")]
+		k, err := c.Host.Netlink()
+		require.NoError(c.t, err)
+		defer k.Close()
+		filters, err := k.FilterList(lab.Link(c.t, c.Host, h.device), parent)
+		require.NoError(c.t, err)
+		require.Len(c.t, filters, 1)
+		require.NoError(c.t, k.FilterDel(filters[0]))
 		return
 	}
 	path := filepath.Join(c.BPFFS, "links", h.program)

@@ -36,7 +36,7 @@ const Dir = "tests/conformance"
 const Lab = "tests/kernellab"
 
 // InLab has the names of those.
-var InLab = []string{"TestA19", "TestA19Sums"}
+var InLab = []string{"TestA17WireGuard", "TestA19", "TestA19Sums", "TestE12VLANUplink"}
 
 var named = regexp.MustCompile(`^Test([A-G][0-9]+[a-z]?)([A-Z].*)?$`)
 
