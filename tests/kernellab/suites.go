@@ -25,14 +25,16 @@ type suite struct {
 	Binary  bool     // the real bpfnet, for BPFNET_BINARY
 }
 
-// rows of the conformance table: one of every way that a packet can take, and those that only
-// the lab can run. Modules that a row needs are in kernels.go.
+// rows of the conformance table: one of every way that a packet can take, those about what
+// kernels differ in, and those that only the lab can run. Modules that a row needs are in kernels.go.
 var rows = slices.Concat([]string{
 	"TestA1", "TestA2", "TestA3", "TestA3a", "TestA4", "TestA5", // published: from the world and from the host
 	"TestA9", "TestA10", // published: from a peer, hairpin
 	"TestB9",           // binds of published ports
 	"TestC1", "TestC5", // peers, isolation
-	"TestD1",     // masquerade
+	"TestD1", "TestD10", // masquerade, and its mapping
+	"TestE1Kinds", "TestE1Refused", "TestE2Beyond", "TestE2Network", // ICMP errors, and what is too large
+	"TestE3", "TestE3Hostile", "TestE3AtOnce", // fragments
 	"TestE4Sums", // checksums made before and after us
 }, table.InLab)
 
