@@ -6,6 +6,7 @@
  */
 #include "lib/port.h"
 
+#define SWEEP_AGAIN 4			/* no timer yet: loader/sweep.go */
 #define SWEEP_SLOTS 1024		/* a tick: about 100 µs of one softirq */
 #define CLOCK_MONOTONIC 1
 
@@ -135,8 +136,10 @@ int sweep(struct __sk_buff *skb)
 
 	if (!sweeper)
 		return 1;
-	/* Armed before by an older program: only the callback is replaced. */
-	bpf_timer_init(&sweeper->timer, &sweepers, CLOCK_MONOTONIC);
+	/* Armed before by an older program: only the callback is replaced. Linux
+	 * 6.18 allocates it without waiting for a lock (kmalloc_nolock), and so may fail. */
+	if (bpf_timer_init(&sweeper->timer, &sweepers, CLOCK_MONOTONIC) == -12 /* ENOMEM */)
+		return SWEEP_AGAIN;
 	if (bpf_timer_set_callback(&sweeper->timer, sweep_tick))
 		return 2;
 	sweeper->armed = 1;
