@@ -4,6 +4,7 @@
 #define BPFNET_SLOW_H
 
 #include "fast.h"
+#include "parse.h"
 #include "port.h"
 #include "icmp.h"
 

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The tables of flows, family-blind: by tuples. */
+#ifndef BPFNET_TABLE_H
+#define BPFNET_TABLE_H
+
+#include "scratch.h"
+
+static __always_inline void key4_of(struct key4 *key, const struct tuple *t)
+{
+	key->saddr = t->saddr.w[3];
+	key->daddr = t->daddr.w[3];
+	key->sport = t->sport;
+	key->dport = t->dport;
+	key->zone = t->zone;
+	key->proto = t->proto;
+	key->pad[0] = key->pad[1] = key->pad[2] = 0;
+}
+
+static __always_inline void key6_of(struct key6 *key, const struct tuple *t)
+{
+	key->saddr = t->saddr;
+	key->daddr = t->daddr;
+	key->sport = t->sport;
+	key->dport = t->dport;
+	key->zone = t->zone;
+	key->proto = t->proto;
+	key->pad[0] = key->pad[1] = key->pad[2] = 0;
+}
+
+static __noinline struct flow *find_established(const struct tuple *t)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_lookup_elem(&flows4, &key);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_lookup_elem(&flows6, &key);
+	}
+}
+
+static __noinline struct flow *find_half_open(const struct tuple *t)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_lookup_elem(&half4, &key);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_lookup_elem(&half6, &key);
+	}
+}
+
+static __always_inline struct flow *find(const struct tuple *t)
+{
+	struct flow *f = find_established(t);
+
+	return f ? f : find_half_open(t);
+}
+
+static __noinline long put_established(const struct tuple *t, const struct flow *f)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_update_elem(&flows4, &key, f, BPF_NOEXIST);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_update_elem(&flows6, &key, f, BPF_NOEXIST);
+	}
+}
+
+static __noinline long put_half_open(const struct tuple *t, const struct flow *f, __u64 flags)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_update_elem(&half4, &key, f, flags);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_update_elem(&half6, &key, f, flags);
+	}
+}
+
+static __noinline long delete_established(const struct tuple *t)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_delete_elem(&flows4, &key);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_delete_elem(&flows6, &key);
+	}
+}
+
+static __noinline long delete_half_open(const struct tuple *t)
+{
+	if (t->family == 4) {
+		struct key4 key;
+
+		key4_of(&key, t);
+		return bpf_map_delete_elem(&half4, &key);
+	} else {
+		struct key6 key;
+
+		key6_of(&key, t);
+		return bpf_map_delete_elem(&half6, &key);
+	}
+}
+
+static __always_inline void tuple_of(struct tuple *t, const struct packet *p)
+{
+	t->saddr = p->saddr;
+	t->daddr = p->daddr;
+	t->sport = p->sport;
+	t->dport = p->dport;
+	t->zone = p->zone;
+	t->proto = p->proto;
+	t->family = p->family;
+	t->pad[0] = t->pad[1] = 0;
+}
+
+/* The tuple in which the other direction of f arrives, f's own being t. */
+static __always_inline void twin_of(struct tuple *twin, const struct tuple *t, const struct flow *f)
+{
+	twin->saddr = f->daddr;
+	twin->daddr = f->saddr;
+	twin->sport = f->dport;
+	twin->dport = f->sport;
+	twin->zone = f->zone_twin;
+	twin->proto = t->proto;
+	twin->family = f->flags & FLOW_TO_IPV4 ? 4 : f->flags & FLOW_TO_IPV6 ? 6 : t->family;
+	twin->pad[0] = twin->pad[1] = 0;
+}
+
+static __always_inline bool tuple_equal(const struct tuple *a, const struct tuple *b)
+{
+	return addr_equal(&a->saddr, &b->saddr) && addr_equal(&a->daddr, &b->daddr) && a->sport == b->sport &&
+	       a->dport == b->dport && a->zone == b->zone && a->proto == b->proto && a->family == b->family;
+}
+
+#endif
