@@ -4,7 +4,8 @@ package control
 
 import (
 	"net/netip"
-	"time"
+
+	"github.com/bpfnet/bpfnet/control/datapath"
 )
 
 // Options names the host that a Manager works on. Empty: what the host's store
@@ -21,9 +22,6 @@ type Options struct {
 	// Warn gets lines for the user that are no errors; nil: nobody does.
 	Warn func(line string)
 }
-
-// DatapathBPF is the only datapath so far.
-const DatapathBPF = "bpf"
 
 // NetworkOptions are the flags of network create. Zero values are defaults.
 type NetworkOptions struct {
@@ -76,23 +74,6 @@ type ContainerOptions struct {
 	Attach     string   // pid:N, netns:PATH, docker:NAME: somebody else's namespace
 }
 
-// FlowInfo is one flow, both directions, with the names of what it touches.
-type FlowInfo struct {
-	Proto       string         `json:"proto"`
-	Kind        string         `json:"kind"`        // published, masquerade, routed, peer, host, local
-	State       string         `json:"state"`       // new, answered, established, closing
-	Source      netip.AddrPort `json:"source"`      // as the initiator sent it
-	Destination netip.AddrPort `json:"destination"` //
-	NewSource   netip.AddrPort `json:"newSource"`   // as the responder got it
-	NewDest     netip.AddrPort `json:"newDestination"`
-	Container   string         `json:"container,omitempty"` // names
-	Peer        string         `json:"peer,omitempty"`
-	Idle        time.Duration  `json:"idle"`
-	Expires     time.Duration  `json:"expires"`
-	Packets     uint64         `json:"packets"` // both ways
-	Bytes       uint64         `json:"bytes"`
-}
-
 // FlowFilter narrows Flows; zero values match everything.
 type FlowFilter struct {
 	Container string // name or ID
@@ -100,46 +81,14 @@ type FlowFilter struct {
 	Proto     string
 }
 
-// Status is what bpfnet status prints.
-type Status struct {
-	Datapath string            `json:"datapath"`
-	Netns    string            `json:"netns"`
-	Root     string            `json:"root"`
-	BPFFS    string            `json:"bpffs"`
-	Cgroup   string            `json:"cgroup"`
-	FastPath bool              `json:"fastPath"`
-	Hooks    []HookStatus      `json:"hooks"`
-	Tables   []TableStatus     `json:"tables"`
-	Counters map[string]uint64 `json:"counters"`
-	Drops    []DropStatus      `json:"drops"`
-	Problems []string          `json:"problems"` // one line each, with what mends it
-	Kernel   string            `json:"kernel"`
-	Features map[string]bool   `json:"features"` // tcx, …
-}
-
-type HookStatus struct {
-	Device  string `json:"device"`
-	Program string `json:"program"`
-	Kind    string `json:"kind"` // tcx, clsact, cgroup
-	OK      bool   `json:"ok"`
-}
-
-// TableStatus is of a table of the programs'. Refused are new flows that found it
-// full: of flows4 and flows6 those that stayed half-open, of half4 and half6 those
-// of which the packet was dropped.
-type TableStatus struct {
-	Name    string `json:"name"`
-	Used    int    `json:"used"` // entries
-	Size    int    `json:"size"`
-	Refused uint64 `json:"refused"`
-}
-
-type DropStatus struct {
-	Device    string `json:"device"` // "(gone)": all that have been removed since
-	Container string `json:"container,omitempty"`
-	Reason    string `json:"reason"`
-	Packets   uint64 `json:"packets"`
-}
+// What the packets' path says of itself.
+type (
+	FlowInfo    = datapath.FlowInfo
+	Status      = datapath.Status
+	HookStatus  = datapath.HookStatus
+	TableStatus = datapath.TableStatus
+	DropStatus  = datapath.DropStatus
+)
 
 // BridgeInfo is one bridge as the kernel has it, and who is behind its ports.
 type BridgeInfo struct {

@@ -14,6 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/bpfnet/bpfnet/control/netns"
+	"github.com/bpfnet/bpfnet/loader"
+	"github.com/bpfnet/bpfnet/maps"
 )
 
 // G9: what cannot be attached is an error, and nothing is left of the attempt.
@@ -131,10 +133,12 @@ func (l *lab) state() string {
 	_, err := os.Stat(l.m.dirtyPath())
 	fmt.Fprintln(&b, "dirty:", err == nil)
 	_, err = l.m.view(func(o *op) error {
-		t, err := o.tables()
+		src, err := loader.OpenMaps(loader.Options{BPFFS: l.o.BPFFS})
 		if err != nil {
 			return err
 		}
+		defer src.Close()
+		t := maps.New(src)
 		eps, err := t.Endpoints.List()
 		if err != nil {
 			return err

@@ -3,9 +3,11 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 
+	"github.com/bpfnet/bpfnet/control/datapath"
 	"github.com/bpfnet/bpfnet/control/store"
 )
 
@@ -27,11 +29,17 @@ func (o *op) configure(flags *Config) error {
 		return err
 	}
 	if next.FlowTableSize != old.FlowTableSize || next.HalfOpenTableSize != old.HalfOpenTableSize {
-		if err := o.resizeTables(); err != nil {
+		err := o.path().Resize()
+		var refused *datapath.RefusedError
+		if errors.As(err, &refused) {
+			return conflict("%v", refused)
+		}
+		o.rebuild = true // reconcile makes them as large as they were
+		if err != nil {
 			return err
 		}
 	}
-	if err := o.writeSettings(); err != nil {
+	if err := o.path().Configure(); err != nil {
 		return err
 	}
 	if err := o.refreshHost(); err != nil {
@@ -88,11 +96,18 @@ func (o *op) changeDefault(old, next *Config) error {
 	if err != nil {
 		return err
 	}
-	if err := o.setNetwork(n, index); err != nil {
+	changed, err := n.forPath(index)
+	if err != nil {
 		return err
 	}
-	o.undo.steps = o.undo.steps[:len(o.undo.steps)-1]
-	o.undo.add("network "+n.Name, func() error { return o.setNetwork(&was, index) })
+	back, err := was.forPath(index)
+	if err != nil {
+		return err
+	}
+	o.undo.add("network "+n.Name, func() error { return o.path().SetNetwork(n.Number, back, n.Bridge) })
+	if err := o.path().SetNetwork(n.Number, changed, n.Bridge); err != nil {
+		return err
+	}
 	return o.putNetwork(n)
 }
 

@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfnet/bpfnet/control/datapath"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/control/watch"
-	"github.com/bpfnet/bpfnet/loader"
 )
 
 // The daemon decides when to look, and nothing else: what it then does is what init and
@@ -88,7 +88,7 @@ type daemon struct {
 
 	ns     *netns.NS
 	watch  *watch.Watcher
-	patrol *loader.Patrol
+	patrol datapath.Patrol
 
 	said     map[string]bool // warnings and errors of the look before
 	saying   map[string]bool // of this one
@@ -101,7 +101,7 @@ type daemon struct {
 
 // session follows one namespace; again says that the host is in another one now.
 func (d *daemon) session(ctx context.Context) (again bool, err error) {
-	pins, path, err := d.host()
+	looks, path, err := d.host()
 	if errors.Is(err, errGone) {
 		d.log(err.Error())
 		return false, nil
@@ -118,7 +118,7 @@ func (d *daemon) session(ctx context.Context) (again bool, err error) {
 		return false, err
 	}
 	defer d.watch.Close()
-	d.patrol = loader.NewPatrol(pins)
+	d.patrol = looks
 	d.log("following " + d.m.root)
 
 	// From here on nothing is missed; what changed before is found by this look.
@@ -158,16 +158,16 @@ func (d *daemon) session(ctx context.Context) (again bool, err error) {
 	}
 }
 
-// host is where the pins are and which namespace plays the host.
-func (d *daemon) host() (pins, path string, err error) {
+// host is how to look after the packets' path, and which namespace plays the host.
+func (d *daemon) host() (looks datapath.Patrol, path string, err error) {
 	ok, err := d.m.view(func(o *op) error {
-		pins, path = o.host.BPFFS, o.host.Netns
+		looks, path = kinds[o.host.Datapath].patrol(o.host), o.host.Netns
 		return nil
 	})
 	if err == nil && !ok {
 		err = errGone
 	}
-	return pins, path, err
+	return looks, path, err
 }
 
 // uninstalled says whether the root that the daemon was started for is there no more.
@@ -306,10 +306,10 @@ func backoff(failures int) time.Duration {
 }
 
 // see looks whether the programs are where they were put.
-func (d *daemon) see() (s loader.Sight, err error) {
+func (d *daemon) see() (s datapath.Sight, err error) {
 	start := time.Now()
 	err = d.ns.Do(func() (err error) {
-		s, err = d.patrol.Look(false)
+		s, err = d.patrol.Look()
 		return err
 	})
 	d.lastSeen = time.Since(start)
@@ -317,13 +317,13 @@ func (d *daemon) see() (s loader.Sight, err error) {
 }
 
 // follow is one look: refreshHost, and if programs are missing all of reconcile.
-func (m *Manager) follow(patrol *loader.Patrol, hooks bool) (steps []string, err error) {
+func (m *Manager) follow(patrol datapath.Patrol, hooks bool) (steps []string, err error) {
 	err = m.change(errGone, func(o *op) error {
 		defer func() { steps = o.steps }()
 		if err := o.refreshHost(); err != nil || !hooks {
 			return err
 		}
-		wrong, err := o.hooksWrong(patrol)
+		wrong, err := o.path().Wrong(patrol)
 		if err != nil || !wrong {
 			return err
 		}
@@ -336,43 +336,4 @@ func (m *Manager) follow(patrol *loader.Patrol, hooks bool) (steps []string, err
 		return nil
 	})
 	return steps, err
-}
-
-// hooksWrong says whether a program is missing somewhere.
-func (o *op) hooksWrong(patrol *loader.Patrol) (bool, error) {
-	ns, err := o.hostNetns()
-	if err != nil {
-		return false, err
-	}
-	seen, err := o.observe()
-	if err != nil {
-		return false, err
-	}
-	var sight loader.Sight
-	var on map[int][]string
-	err = ns.Do(func() (err error) {
-		if sight, err = patrol.Look(true); err == nil {
-			on, err = loader.Devices(o.host.BPFFS)
-		}
-		return err
-	})
-	if err != nil || sight.Lost > 0 {
-		return true, nil // pins are missing, too, or cannot be read
-	}
-	for device, programs := range o.wantedHooks(seen) {
-		dev := seen.devices[device]
-		if dev == nil {
-			return true, nil
-		}
-		have := make(map[string]bool)
-		for _, p := range on[dev.Attrs().Index] {
-			have[p] = true
-		}
-		for _, p := range programs {
-			if !have[p] {
-				return true, nil
-			}
-		}
-	}
-	return false, nil
 }

@@ -19,7 +19,6 @@ import (
 	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/control/store"
-	"github.com/bpfnet/bpfnet/loader"
 )
 
 // slotRecord says whose a slot of the endpoints map is.
@@ -204,8 +203,8 @@ func cmpString(a, b string) string {
 	return b
 }
 
-// cable lays the veth of an endpoint that has everything else. Its programs and
-// its entry of the endpoints map are there before it is up.
+// cable lays the veth of an endpoint that has everything else. The packets' path knows
+// it before it is up.
 func (o *op) cable(c *Container, n *Network, ep *Endpoint, cont *netns.NS) error {
 	ns, err := o.hostNetns()
 	if err != nil {
@@ -238,24 +237,13 @@ func (o *op) cable(c *Container, n *Network, ep *Endpoint, cont *netns.NS) error
 	o.undo.add("device "+ep.HostIf, func() error { return o.uncable(n, ep) })
 	v.Ready = func(hostIndex int) error {
 		ep.HostIndex = hostIndex
-		return o.wireEndpoint(n, ep)
+		return o.tellEndpoint(n, ep)
 	}
 	if _, err := link.CreateVeth(ns, cont, v); err != nil {
 		return err
 	}
 	o.did("container %s: %s on network %s, %s", c.Name, ep.IfName, n.Name, addrList(ep))
 	return o.setNeighbors(n, ep)
-}
-
-// wireEndpoint makes the programs know the host end of a cable, and be on it.
-func (o *op) wireEndpoint(n *Network, ep *Endpoint) error {
-	if err := o.setEndpoint(n, ep); err != nil {
-		return err
-	}
-	if err := o.attach(loader.BPFProgFromEndpoint, ep.HostIndex, ep.HostIf, loader.Ingress); err != nil {
-		return err
-	}
-	return o.attach(loader.BPFProgToEndpoint, ep.HostIndex, ep.HostIf, loader.Egress)
 }
 
 // setNeighbors tells the host the container's MAC: nobody answers in its place.
@@ -282,15 +270,13 @@ func (o *op) uncable(n *Network, ep *Endpoint) error {
 		return err
 	}
 	var errs []error
-	errs = append(errs, o.clearEndpoint(n, ep))
+	errs = append(errs, o.path().ClearEndpoint(ep.Slot, n.Number))
 	if bridge, err := o.bridgeIndex(n); err == nil {
 		errs = append(errs, link.DelNeighbors(ns, bridge, endpointAddrs(ep)))
 	}
 	errs = append(errs, link.DeleteVeth(ns, ep.HostIf))
 	if ep.HostIndex != 0 {
-		errs = append(errs,
-			o.detach(loader.BPFProgFromEndpoint, ep.HostIndex),
-			o.detach(loader.BPFProgToEndpoint, ep.HostIndex))
+		errs = append(errs, o.path().DropDevice(ep.HostIndex))
 	}
 	return errors.Join(errs...)
 }

@@ -4,10 +4,10 @@ package control
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -16,7 +16,6 @@ import (
 	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/control/store"
-	"github.com/bpfnet/bpfnet/loader"
 )
 
 // hostRecord is what the store knows of the host that it is for.
@@ -54,9 +53,6 @@ func (o *op) initHost(flags *Config) error {
 		return err
 	}
 	o.host = h
-	if _, err := loader.Probe(); err != nil {
-		return err
-	}
 	ns, err := o.hostNetns()
 	if err != nil {
 		return err
@@ -64,23 +60,7 @@ func (o *op) initHost(flags *Config) error {
 	if h.Cookie, err = ns.Cookie(); err != nil {
 		return err
 	}
-	if err := ns.Do(func() error { return loader.Claim(h.BPFFS) }); err != nil {
-		return err
-	}
-	o.undo.add("programs and maps", func() error {
-		return ns.Do(func() error { return loader.Uninstall(loader.Options{BPFFS: h.BPFFS}) })
-	})
-	if err := o.loadPrograms(); err != nil {
-		return err
-	}
-	if h.Lo, err = link.PrepareLo(ns); err != nil {
-		return err
-	}
-	o.undo.add("lo", func() error { return link.RestoreLo(ns, h.Lo) })
-	if err := o.refreshHost(); err != nil {
-		return err
-	}
-	if err := o.armSweep(); err != nil {
+	if err := o.path().Install(); err != nil {
 		return err
 	}
 	o.did("host set up")
@@ -89,9 +69,9 @@ func (o *op) initHost(flags *Config) error {
 
 // newHost fills the record from options, configuration file and flags.
 func (m *Manager) newHost(flags *Config) (*hostRecord, error) {
-	h := &hostRecord{Version: recordVersion, Netns: m.o.Netns, Cgroup: m.o.Cgroup, BPFFS: m.o.BPFFS, Datapath: DatapathBPF}
+	h := &hostRecord{Version: recordVersion, Netns: m.o.Netns, Cgroup: m.o.Cgroup, BPFFS: m.o.BPFFS, Datapath: cmp.Or(m.o.Datapath, DatapathBPF)}
 	if h.BPFFS == "" {
-		h.BPFFS = loader.DefaultBPFFS
+		h.BPFFS = DefaultBPFFS
 	}
 	var err error
 	if h.Cgroup == "" {
@@ -131,6 +111,9 @@ func (m *Manager) sameHost(h *hostRecord) error {
 	if h.Version > recordVersion {
 		return fmt.Errorf("store %s: written by a newer bpfnet (version %d, this one knows %d): use that one", m.storePath(), h.Version, recordVersion)
 	}
+	if _, ok := kinds[h.Datapath]; !ok {
+		return fmt.Errorf("store %s: set up with datapath %q, which this bpfnet does not have: use a newer one", m.storePath(), h.Datapath)
+	}
 	for _, x := range []struct{ flag, want, have string }{
 		{"--netns", m.o.Netns, h.Netns},
 		{"--cgroup", m.o.Cgroup, h.Cgroup},
@@ -160,10 +143,8 @@ func (m *Manager) unsettled(h *hostRecord) (string, error) {
 	if boot != h.Boot {
 		return "the machine was booted", nil
 	}
-	for _, pin := range []string{"maps/" + loader.BPFMapSettings, "programs/current"} {
-		if _, err := os.Stat(filepath.Join(h.BPFFS, pin)); err != nil {
-			return "pin " + pin + " is missing", nil
-		}
+	if what := kinds[h.Datapath].missing(h); what != "" {
+		return what + " is missing", nil
 	}
 	ns, err := openHostNetns(h.Netns)
 	if err != nil {
@@ -180,33 +161,6 @@ func (m *Manager) unsettled(h *hostRecord) (string, error) {
 	return "netns " + h.Netns + " is new", nil
 }
 
-// loadPrograms makes the kernel have this binary's programs and maps. It upgrades.
-func (o *op) loadPrograms() error {
-	if err := o.load(); err != nil {
-		return priced(err)
-	}
-	return o.writeSettings()
-}
-
-func (o *op) load() error {
-	ns, err := o.hostNetns()
-	if err != nil {
-		return err
-	}
-	return ns.Do(func() error {
-		obj, err := loader.Load(o.loaderOptions())
-		if err != nil {
-			return err
-		}
-		o.loaded(obj)
-		return obj.Close()
-	})
-}
-
-func (o *op) armSweep() error {
-	return o.withProgram(loader.BPFProgSweep, loader.ArmSweep)
-}
-
 // uplinks are the devices by which the world comes, as the configuration has it.
 func (o *op) uplinks() ([]link.Uplink, error) {
 	ns, err := o.hostNetns()
@@ -220,22 +174,6 @@ func (o *op) uplinks() ([]link.Uplink, error) {
 	return link.Uplinks(ns, o.host.Config.Uplinks, ours)
 }
 
-func (o *op) uplinkSet() (map[int]bool, error) {
-	up, err := o.uplinks()
-	if err != nil {
-		return nil, err
-	}
-	return indices(up), nil
-}
-
-func indices(up []link.Uplink) map[int]bool {
-	set := make(map[int]bool, len(up))
-	for _, l := range up {
-		set[l.Index] = true
-	}
-	return set
-}
-
 // claims says which devices are ours, and so no uplinks.
 func (o *op) claims() (func(netlink.Link) bool, error) {
 	own, err := o.ownBridges()
@@ -246,7 +184,7 @@ func (o *op) claims() (func(netlink.Link) bool, error) {
 	return func(l netlink.Link) bool { return ourDevice(l.Attrs().Name, own) }, nil
 }
 
-// refreshHost brings hooks, addresses and routes up to date with the host's devices.
+// refreshHost brings the packets' path up to date with the host's devices.
 func (o *op) refreshHost() error {
 	up, err := o.uplinks()
 	if err != nil {
@@ -257,77 +195,7 @@ func (o *op) refreshHost() error {
 			o.m.warn("uplink %s: no such device", name)
 		}
 	}
-	for _, l := range up {
-		if err := o.attachUplink(l); err != nil {
-			return err
-		}
-	}
-	if err := o.attach(loader.BPFProgFromLo, 1, "lo", loader.Ingress); err != nil {
-		return err
-	}
-	isUplink := indices(up)
-	if err := o.detachOldUplinks(isUplink); err != nil {
-		return err
-	}
-	if err := o.attachBindGuard(); err != nil {
-		return err
-	}
-	return o.refreshHostTables(isUplink)
-}
-
-// attachUplink puts the programs on a device, unless that has gone meanwhile.
-func (o *op) attachUplink(l link.Uplink) error {
-	in, out := uplinkPrograms(l)
-	err := o.attach(in, l.Index, l.Name, loader.Ingress)
-	if err == nil {
-		err = o.attach(out, l.Index, l.Name, loader.Egress)
-	}
-	if err == nil {
-		return nil
-	}
-	if seen, err2 := o.observe(); err2 == nil && seen.byIndex[l.Index] == nil {
-		return nil
-	}
-	return err
-}
-
-var allUplinkPrograms = []string{loader.BPFProgFromUplink, loader.BPFProgToUplink, loader.BPFProgFromTunnel, loader.BPFProgToTunnel}
-
-// uplinkPrograms are the two that belong on an uplink: tun, WireGuard and their like have no
-// Ethernet header.
-func uplinkPrograms(l link.Uplink) (in, out string) {
-	if !l.Ethernet {
-		return loader.BPFProgFromTunnel, loader.BPFProgToTunnel
-	}
-	return loader.BPFProgFromUplink, loader.BPFProgToUplink
-}
-
-// detachOldUplinks takes our programs off devices that are uplinks no more.
-func (o *op) detachOldUplinks(isUplink map[int]bool) error {
-	ns, err := o.hostNetns()
-	if err != nil {
-		return err
-	}
-	var on map[int][]string
-	err = ns.Do(func() (err error) {
-		on, err = loader.Devices(o.host.BPFFS)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	for ifindex, programs := range on {
-		for _, p := range programs {
-			if isUplink[ifindex] || !slices.Contains(allUplinkPrograms, p) {
-				continue
-			}
-			if err := o.detach(p, ifindex); err != nil {
-				return err
-			}
-			o.did("device %d: %s detached, no uplink any more", ifindex, p)
-		}
-	}
-	return nil
+	return o.path().Refresh()
 }
 
 // ourDevice says whether a device is an endpoint's or a network's.

@@ -10,10 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/bpfnet/bpfnet/control/datapath"
 	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/control/store"
-	"github.com/bpfnet/bpfnet/loader"
 )
 
 // dropLeftovers removes what is ours by its name and in no record: a command was
@@ -60,13 +60,23 @@ func (o *op) dropLeftovers(networks []*Network, live []*Container) error {
 			o.did("bridge %s: removed, nobody's", name)
 		}
 	}
-	if err := o.dropTables(slots, numbers, members); err != nil {
+	devices := make(map[int]bool)
+	for name, l := range seen.devices {
+		if wanted[name] {
+			devices[l.Attrs().Index] = true
+		}
+	}
+	err = o.path().Keep(datapath.Wanted{Slots: slots, Networks: numbers, Members: members, Devices: devices})
+	if err != nil {
+		return err
+	}
+	if _, err := keepNumbers(o.tx, numSlots, slots); err != nil {
+		return err
+	}
+	if _, err := keepNumbers(o.tx, numNetworks, numbers); err != nil {
 		return err
 	}
 	if err := o.dropNeighbors(byID, live, seen); err != nil {
-		return err
-	}
-	if err := o.dropPins(wanted, seen); err != nil {
 		return err
 	}
 	return o.dropFiles()
@@ -108,28 +118,6 @@ func (o *op) dropNeighbors(networks map[string]*Network, live []*Container, seen
 			name = l.Attrs().Name
 		}
 		o.did("device %s: neighbor %s: removed, nobody's", name, n.Addr)
-	}
-	return nil
-}
-
-// dropPins detaches endpoint and bridge programs of devices that are not ours any more.
-func (o *op) dropPins(wanted map[string]bool, seen *observed) error {
-	list, err := o.attachments()
-	if err != nil {
-		return err
-	}
-	for _, a := range list {
-		switch a.Program {
-		case loader.BPFProgFromEndpoint, loader.BPFProgToEndpoint, loader.BPFProgToBridge:
-		default:
-			continue
-		}
-		if l := seen.byIndex[a.Ifindex]; l != nil && wanted[l.Attrs().Name] {
-			continue
-		}
-		if err := o.detach(a.Program, a.Ifindex); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -13,16 +13,23 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfnet/bpfnet/control/datapath/bpf"
 	"github.com/bpfnet/bpfnet/control/store"
 )
 
 // DefaultRoot is where the store is when Options.Root is empty.
 const DefaultRoot = "/var/lib/bpfnet"
+
+// DefaultBPFFS is where pins are when Options.BPFFS is empty.
+const DefaultBPFFS = bpf.DefaultPins
 
 // Buckets of the store. Keys with several parts have them separated by "/".
 const (
@@ -40,11 +47,12 @@ const (
 	bucketLinkedBy     = "linked-by"     // target/client: true, of all links
 	bucketHosts        = "hosts"         // container: lines of its hosts file that are ours
 	bucketNetns        = "netns"         // cookie: container ID
+	bucketPath         = "datapath"      // the packets' path's own
 )
 
 var allBuckets = []string{
 	bucketHost, bucketNetworks, bucketNetworkNames, bucketContainers, bucketNames, bucketNumbers, bucketAddresses,
-	bucketMembers, bucketSlots, bucketPorts, bucketLinks, bucketLinkedBy, bucketHosts, bucketNetns,
+	bucketMembers, bucketSlots, bucketPorts, bucketLinks, bucketLinkedBy, bucketHosts, bucketNetns, bucketPath,
 }
 
 // Manager works on one host. It is opened per command; several processes may
@@ -73,10 +81,8 @@ func Open(o Options) (*Manager, error) {
 		}
 		*p = abs
 	}
-	switch o.Datapath {
-	case "", DatapathBPF:
-	default:
-		return nil, invalid("datapath %q: only %s is built", o.Datapath, DatapathBPF)
+	if _, ok := kinds[o.Datapath]; !ok && o.Datapath != "" {
+		return nil, invalid("datapath %q: %s", o.Datapath, strings.Join(slices.Sorted(maps.Keys(kinds)), " or "))
 	}
 	return &Manager{o: o, root: o.Root}, nil
 }

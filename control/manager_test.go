@@ -180,14 +180,12 @@ func TestUplinkLater(t *testing.T) {
 	lines, err = l.m.Reconcile()
 	require.NoError(t, err)
 	require.NotEmpty(t, lines)
-	_, err = l.m.view(func(o *op) error {
-		tb, err := o.tables()
-		require.NoError(t, err)
-		c, err := tb.Settings.Get()
-		require.Equal(t, []maps.PortRange{{First: 2000, Last: 2999}}, c.Pool)
-		return err
-	})
+	src, err := loader.OpenMaps(loader.Options{BPFFS: l.o.BPFFS})
 	require.NoError(t, err)
+	defer src.Close()
+	settings, err := maps.New(src).Settings.Get()
+	require.NoError(t, err)
+	require.Equal(t, []maps.PortRange{{First: 2000, Last: 2999}}, settings.Pool)
 }
 
 func TestFlows(t *testing.T) {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/store"
-	"github.com/bpfnet/bpfnet/loader"
 )
 
 // DefaultNetwork is the name of the network that containers join by default.
@@ -161,7 +160,7 @@ func (o *op) devicesChanged(n *Network) error {
 		o.rebuild = true
 		return o.refreshHost()
 	}
-	return o.refreshAddrs()
+	return o.path().RefreshAddrs()
 }
 
 // planNetwork chooses everything that was left open.
@@ -256,10 +255,7 @@ func (o *op) raiseNetwork(n *Network) error {
 		o.did("network %s: bridge %s made", n.Name, n.Bridge)
 		o.undo.add("bridge "+n.Bridge, func() error { return link.DeleteBridge(ns, n.Bridge) })
 	}
-	if err := o.setNetwork(n, index); err != nil {
-		return err
-	}
-	return o.attach(loader.BPFProgToBridge, index, n.Bridge, loader.Egress)
+	return o.tellNetwork(n, index)
 }
 
 // removeNetwork takes a network down for good.
@@ -276,12 +272,11 @@ func (o *op) removeNetwork(n *Network) error {
 	if err != nil {
 		return err
 	}
+	index := 0
 	if dev != nil {
-		if err := o.detach(loader.BPFProgToBridge, dev.Attrs().Index); err != nil {
-			return err
-		}
+		index = dev.Attrs().Index
 	}
-	if err := o.clearNetwork(n); err != nil {
+	if err := o.path().ClearNetwork(n.Number, index); err != nil {
 		return err
 	}
 	if !n.ForeignBridge {

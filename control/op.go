@@ -10,11 +10,9 @@ import (
 	"os"
 	"strings"
 
-	"github.com/bpfnet/bpfnet/control/link"
+	"github.com/bpfnet/bpfnet/control/datapath"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/control/store"
-	"github.com/bpfnet/bpfnet/loader"
-	"github.com/bpfnet/bpfnet/maps"
 )
 
 // op is one command at work: a transaction, the host it works on and what to
@@ -33,15 +31,13 @@ type op struct {
 	dropFlows   bool           // what cannot be carried over may end
 	after       []func() error // once it has committed
 
-	ns    *netns.NS
-	table *maps.Tables
-	progs *loader.ProgramSet
-	shut  []func() error
+	ns   *netns.NS
+	dp   datapath.Datapath
+	shut []func() error
 
 	// Read once: what the host has.
 	boot  string
 	view  *hostView
-	rules *link.Policies
 	addrs map[netip.Addr]bool
 	binds map[string]netip.Addr // default binding addresses by network
 
@@ -140,7 +136,10 @@ func (m *Manager) try(db *store.DB, fn func(*op) error) (*op, error) {
 		if err := m.markDirty(); err != nil {
 			return err
 		}
-		return fn(o)
+		if err := fn(o); err != nil {
+			return err
+		}
+		return o.flush()
 	})
 	o.tx = nil
 	if err == nil {
@@ -208,22 +207,6 @@ func (o *op) hostNetns() (*netns.NS, error) {
 		o.shut = append(o.shut, ns.Close)
 	}
 	return o.ns, nil
-}
-
-// tables are the kernel's maps.
-func (o *op) tables() (*maps.Tables, error) {
-	if o.table == nil {
-		if err := loader.Fits(loader.Options{BPFFS: o.host.BPFFS}); err != nil {
-			return nil, err
-		}
-		src, err := loader.OpenMaps(loader.Options{BPFFS: o.host.BPFFS})
-		if err != nil {
-			return nil, err
-		}
-		o.table = maps.New(src)
-		o.shut = append(o.shut, src.Close)
-	}
-	return o.table, nil
 }
 
 func (o *op) close() {

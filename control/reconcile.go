@@ -12,11 +12,16 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/control/store"
-	"github.com/bpfnet/bpfnet/loader"
 )
+
+// ReconcileOptions change what Reconcile may do.
+type ReconcileOptions struct {
+	// DropFlows lets an upgrade end all connections, when what the programs
+	// remember cannot be carried over. Without it such an upgrade is refused.
+	DropFlows bool
+}
 
 // Reconcile makes the kernel match the store and says what it had to do, a line
 // each. What cannot be restored is in the error; all else has been done.
@@ -131,7 +136,7 @@ func (o *op) reconcile() error {
 	return o.putHost()
 }
 
-// resumeHost makes sure of programs, maps and settings, after a boot too.
+// resumeHost makes sure of what the packets' path needs of the host, after a boot too.
 func (o *op) resumeHost() error {
 	ns, err := o.hostNetns()
 	if err != nil {
@@ -148,30 +153,7 @@ func (o *op) resumeHost() error {
 	h := o.host
 	o.newHost = cookie != h.Cookie || boot != h.Boot
 	h.Cookie, h.Boot = cookie, boot
-	if err := ns.Do(func() error { return loader.Claim(h.BPFFS) }); err != nil {
-		return err
-	}
-	if err := o.loadPrograms(); err != nil {
-		return err
-	}
-	err = ns.Do(func() error {
-		gone, err := loader.Prune(h.BPFFS)
-		if len(gone) > 0 {
-			o.did("pins: %d of devices that are gone removed", len(gone))
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	lo, err := link.PrepareLo(ns)
-	if err != nil {
-		return err
-	}
-	if o.newHost {
-		h.Lo = lo
-	}
-	return o.armSweep()
+	return o.path().Resume()
 }
 
 func (o *op) allContainers() ([]*Container, error) {
@@ -250,7 +232,7 @@ func (o *op) repairEndpoint(c *Container, n *Network, ep *Endpoint, ns *netns.NS
 		return true, o.cable(c, n, ep, ns)
 	}
 	ep.HostIndex = dev.Attrs().Index
-	if err := o.wireEndpoint(n, ep); err != nil {
+	if err := o.tellEndpoint(n, ep); err != nil {
 		return false, err
 	}
 	bridge, err := o.bridgeIndex(n)

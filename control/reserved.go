@@ -5,6 +5,7 @@ package control
 import (
 	"net/netip"
 
+	"github.com/bpfnet/bpfnet/control/datapath"
 	"github.com/bpfnet/bpfnet/control/ports"
 	"github.com/bpfnet/bpfnet/control/store"
 	"github.com/bpfnet/bpfnet/maps"
@@ -45,7 +46,7 @@ func (o *op) release(doors []door) error {
 }
 
 // anyDoor says whether one of these ports leads anywhere, on any address, by tcp or udp.
-func anyDoor(t *maps.Tables, first uint16, count int) bool {
+func anyDoor(t *datapath.Tables, first uint16, count int) bool {
 	for _, proto := range []maps.Proto{maps.TCP, maps.UDP} {
 		for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 			_, taken, err := t.Ports.Conflict(maps.Binding{Proto: proto, Addr: any, First: first, Count: count})

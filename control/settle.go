@@ -5,6 +5,7 @@ package control
 import (
 	"net/netip"
 
+	"github.com/bpfnet/bpfnet/control/datapath"
 	"github.com/bpfnet/bpfnet/control/ports"
 	"github.com/bpfnet/bpfnet/control/store"
 	"github.com/bpfnet/bpfnet/maps"
@@ -97,7 +98,7 @@ func (o *op) wantedLinks(wanted map[uint32]bool) error {
 }
 
 // dropRules removes what leads to rules that nobody wants, then the rules.
-func (o *op) dropRules(t *maps.Tables, wanted map[uint32]bool) error {
+func (o *op) dropRules(t *datapath.Tables, wanted map[uint32]bool) error {
 	if err := t.Ports.Recount(); err != nil {
 		return err
 	}

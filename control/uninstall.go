@@ -10,9 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/store"
-	"github.com/bpfnet/bpfnet/loader"
 )
 
 // Uninstall takes everything of ours down, running containers' endpoints
@@ -31,10 +29,6 @@ func (m *Manager) Uninstall() error {
 }
 
 func (o *op) uninstall() error {
-	ns, err := o.hostNetns()
-	if err != nil {
-		return err
-	}
 	o.rebuild = true
 	containers, err := o.allContainers()
 	if err != nil {
@@ -60,11 +54,7 @@ func (o *op) uninstall() error {
 	if err := o.dropLeftovers(nil, nil); err != nil {
 		return err
 	}
-	if err := link.RestoreLo(ns, o.host.Lo); err != nil {
-		return err
-	}
-	err = ns.Do(func() error { return loader.Uninstall(loader.Options{BPFFS: o.host.BPFFS}) })
-	if err != nil {
+	if err := o.path().Remove(); err != nil {
 		return err
 	}
 	// Emptied, not only removed: a command may be waiting for this file's lock.

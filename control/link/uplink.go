@@ -87,3 +87,19 @@ func HostAddrs(host *netns.NS) ([]Addr, error) {
 	})
 	return found, err
 }
+
+// Names are the names of the host's devices, by index.
+func Names(host *netns.NS) (names map[int]string, err error) {
+	names = make(map[int]string)
+	err = withHandle(host, func(h *netlink.Handle) error {
+		links, err := dump(h.LinkList)
+		if err != nil {
+			return fmt.Errorf("devices: %w", err)
+		}
+		for _, l := range links {
+			names[l.Attrs().Index] = l.Attrs().Name
+		}
+		return nil
+	})
+	return names, err
+}

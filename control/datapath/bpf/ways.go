@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package control
+package bpf
 
 import (
 	"hash/fnv"
@@ -42,12 +42,12 @@ type ways struct {
 
 // chooseWays gives every endpoint a table; those that go the same way share one.
 // A way has the same number each time, so that nobody has to remember it.
-func (o *op) chooseWays(t *maps.Tables, p link.Policies) (w ways, err error) {
-	w = ways{map[uint32]wayPair{0: usualWay(p)}, make(map[uint32]uint32)}
-	if usual(p) {
+func (p *Path) chooseWays(t *maps.Tables, pol link.Policies) (w ways, err error) {
+	w = ways{map[uint32]wayPair{0: usualWay(pol)}, make(map[uint32]uint32)}
+	if usual(pol) {
 		return w, nil
 	}
-	networks, err := o.allNetworks()
+	networks, err := p.host.Networks()
 	if err != nil {
 		return w, err
 	}
@@ -60,7 +60,7 @@ func (o *op) chooseWays(t *maps.Tables, p link.Policies) (w ways, err error) {
 		return w, err
 	}
 	for slot, e := range endpoints {
-		if number := w.number(wayOf(p, e.Endpoint, bridges[e.Network])); number != 0 {
+		if number := w.number(wayOf(pol, e.Endpoint, bridges[e.Network])); number != 0 {
 			w.of[slot] = number
 		}
 	}
@@ -85,30 +85,30 @@ func (w *ways) number(way wayPair) uint32 {
 
 // refreshRoutes tells the programs the ways to the world: of all endpoints, by the
 // host's rules and routes. changed says whether flows have to look again.
-func (o *op) refreshRoutes(isUplink map[int]bool) (changed bool, err error) {
-	ns, err := o.hostNetns()
+func (p *Path) refreshRoutes(isUplink map[int]bool) (changed bool, err error) {
+	ns, err := p.host.Netns()
 	if err != nil {
 		return false, err
 	}
-	t, err := o.tables()
+	t, err := p.tables()
 	if err != nil {
 		return false, err
 	}
-	p, err := link.ReadPolicies(ns)
+	pol, err := link.ReadPolicies(ns)
 	if err != nil {
 		return false, err
 	}
-	w, err := o.chooseWays(t, p)
+	w, err := p.chooseWays(t, pol)
 	if err != nil {
 		return false, err
 	}
-	own, err := o.ownSubnets()
+	own, err := p.ownSubnets()
 	if err != nil {
 		return false, err
 	}
 	var want []maps.Route
 	for number, way := range w.tables {
-		for _, r := range append(p.V4.Routes(way.v4), p.V6.Routes(way.v6)...) {
+		for _, r := range append(pol.V4.Routes(way.v4), pol.V6.Routes(way.v6)...) {
 			hops := hopsBy(r.Hops, isUplink)
 			if len(hops) > 0 || !own[r.Dst] { // what is for a network the programs know without
 				want = append(want, maps.Route{Table: number, Prefix: r.Dst, Hops: hops})
@@ -117,24 +117,24 @@ func (o *op) refreshRoutes(isUplink map[int]bool) (changed bool, err error) {
 	}
 	moved := 0
 	n, err := t.Routes.Replace(want, func() error {
-		moved, err = o.setTables(t, w.of)
+		moved, err = p.setTables(t, w.of)
 		return err
 	})
 	if n > 0 {
-		o.did("routes: %d changes", n)
+		p.host.Did("routes: %d changes", n)
 	}
 	if moved > 0 {
-		o.did("routes: %d containers take another way, by the host's rules", moved)
+		p.host.Did("routes: %d containers take another way, by the host's rules", moved)
 	}
 	return n+moved > 0, err
 }
 
-func (o *op) ownSubnets() (map[netip.Prefix]bool, error) {
-	networks, err := o.allNetworks()
+func (p *Path) ownSubnets() (map[netip.Prefix]bool, error) {
+	networks, err := p.host.Networks()
 	own := make(map[netip.Prefix]bool)
 	for _, n := range networks {
 		for _, s := range n.Subnets {
-			own[s.Prefix] = true
+			own[s] = true
 		}
 	}
 	return own, err
@@ -151,7 +151,7 @@ func hopsBy(hops []link.Hop, isUplink map[int]bool) (list []maps.Hop) {
 }
 
 // setTables gives the slots their tables, and the others none.
-func (o *op) setTables(t *maps.Tables, want map[uint32]uint32) (moved int, err error) {
+func (p *Path) setTables(t *maps.Tables, want map[uint32]uint32) (moved int, err error) {
 	have, err := t.Routes.Tables()
 	if err != nil {
 		return 0, err
@@ -177,62 +177,62 @@ func (o *op) setTables(t *maps.Tables, want map[uint32]uint32) (moved int, err e
 
 // routeEndpoint gives an endpoint its way to the world. The routes are read only if
 // nobody went that way before.
-func (o *op) routeEndpoint(t *maps.Tables, slot uint32, e maps.Endpoint, bridge string) error {
-	if o.rules == nil {
-		ns, err := o.hostNetns()
+func (p *Path) routeEndpoint(t *maps.Tables, slot uint32, e maps.Endpoint, bridge string) error {
+	if p.rules == nil {
+		ns, err := p.host.Netns()
 		if err != nil {
 			return err
 		}
-		p, err := link.ReadRules(ns)
+		rules, err := link.ReadRules(ns)
 		if err != nil {
 			return err
 		}
-		o.rules = &p
+		p.rules = &rules
 	}
-	if usual(*o.rules) {
+	if usual(*p.rules) {
 		return t.Routes.SetTable(slot, 0) // whoever had the slot before may have had another
 	}
 	have, err := t.Routes.Tables()
 	if err != nil {
 		return err
 	}
-	w := ways{tables: map[uint32]wayPair{0: usualWay(*o.rules)}}
-	number := w.number(wayOf(*o.rules, e, bridge))
+	w := ways{tables: map[uint32]wayPair{0: usualWay(*p.rules)}}
+	number := w.number(wayOf(*p.rules, e, bridge))
 	if number == 0 || slices.Contains(slices.Collect(stdmaps.Values(have)), number) {
 		return t.Routes.SetTable(slot, number)
 	}
-	isUplink, err := o.uplinkSet()
+	up, err := p.host.Uplinks()
 	if err != nil {
 		return err
 	}
-	_, err = o.refreshRoutes(isUplink)
+	_, err = p.refreshRoutes(indices(up))
 	return err
 }
 
 // refreshHostTables brings addresses and routes up to date; flows obey at once.
-func (o *op) refreshHostTables(isUplink map[int]bool) error {
+func (p *Path) refreshHostTables(isUplink map[int]bool) error {
 	routes := false
-	addrs, err := o.replaceAddrs(func() (err error) {
-		routes, err = o.refreshRoutes(isUplink)
+	addrs, err := p.replaceAddrs(func() (err error) {
+		routes, err = p.refreshRoutes(isUplink)
 		return err
 	})
 	if err != nil || !addrs && !routes {
 		return err
 	}
-	return o.waysChanged()
+	return p.waysChanged()
 }
 
-// refreshAddrs tells the programs all addresses that the host has.
-func (o *op) refreshAddrs() error {
-	changed, err := o.replaceAddrs(nil)
+// RefreshAddrs tells the programs all addresses that the host has.
+func (p *Path) RefreshAddrs() error {
+	changed, err := p.replaceAddrs(nil)
 	if err != nil || !changed {
 		return err
 	}
-	return o.waysChanged()
+	return p.waysChanged()
 }
 
-func (o *op) waysChanged() error {
-	t, err := o.tables()
+func (p *Path) waysChanged() error {
+	t, err := p.tables()
 	if err != nil {
 		return err
 	}
@@ -240,12 +240,12 @@ func (o *op) waysChanged() error {
 }
 
 // replaceAddrs calls between when the new addresses are known and the lost ones still are.
-func (o *op) replaceAddrs(between func() error) (changed bool, err error) {
-	ns, err := o.hostNetns()
+func (p *Path) replaceAddrs(between func() error) (changed bool, err error) {
+	ns, err := p.host.Netns()
 	if err != nil {
 		return false, err
 	}
-	t, err := o.tables()
+	t, err := p.tables()
 	if err != nil {
 		return false, err
 	}
@@ -258,7 +258,7 @@ func (o *op) replaceAddrs(between func() error) (changed bool, err error) {
 		want[a.Addr] = a.Ifindex
 	}
 	// A bridge's link-local address comes with its first port.
-	networks, err := o.allNetworks()
+	networks, err := p.host.Networks()
 	if err != nil {
 		return false, err
 	}
@@ -267,7 +267,7 @@ func (o *op) replaceAddrs(between func() error) (changed bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if ok && !n.ForeignBridge {
+		if ok && !n.Foreign {
 			want[nw.LinkLocal] = nw.Bridge
 		}
 	}
@@ -277,11 +277,11 @@ func (o *op) replaceAddrs(between func() error) (changed bool, err error) {
 	}
 	n, err := t.HostAddresses.Replace(want, between)
 	if n > 0 {
-		o.undo.add("host addresses", func() error {
+		p.host.Undo("host addresses", func() error {
 			_, err := t.HostAddresses.Replace(old, nil)
 			return err
 		})
-		o.did("host addresses: %d changes", n)
+		p.host.Did("host addresses: %d changes", n)
 	}
 	return n > 0, err
 }
