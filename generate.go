@@ -7,7 +7,8 @@
 // The rooms, and the one way in which they may know each other:
 //
 //	cmd/bpfnet → control → control/{ipam,ports,link,netns,store,process,watch}, maps
-//	             control → control/datapath/bpf → control/datapath, maps, loader
+//	             control → control/datapath/{bpf,iptables} → control/datapath, maps
+//	             control/datapath/bpf → loader
 //	maps → loader (its generated types)
 package bpfnet
 

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/bpfnet/bpfnet/control/datapath/iptables"
 	"github.com/bpfnet/bpfnet/control/ipam"
 	"github.com/bpfnet/bpfnet/maps"
 )
@@ -144,6 +145,9 @@ func (c *Config) check() error {
 	}
 	if err := checkMTU(c.MTU); err != nil {
 		return err
+	}
+	if c.IPTables != "" && c.IPTables != iptables.NFT && c.IPTables != iptables.Legacy {
+		return invalid("iptables-flavour: %q is not %s or %s", c.IPTables, iptables.NFT, iptables.Legacy)
 	}
 	if c.FlowTableSize != 0 && (c.FlowTableSize < 1024 || c.FlowTableSize > 1<<20) {
 		return invalid("flow-table-size: %d is not in 1024-1048576", c.FlowTableSize)

@@ -161,7 +161,7 @@ func (d *daemon) session(ctx context.Context) (again bool, err error) {
 // host is how to look after the packets' path, and which namespace plays the host.
 func (d *daemon) host() (looks datapath.Patrol, path string, err error) {
 	ok, err := d.m.view(func(o *op) error {
-		looks, path = kinds[o.host.Datapath].patrol(o.host), o.host.Netns
+		looks, path = kinds[o.host.Datapath].patrol(&pathHost{o}), o.host.Netns
 		return nil
 	})
 	if err == nil && !ok {

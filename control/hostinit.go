@@ -36,14 +36,24 @@ type hostRecord struct {
 // recordVersion grows when older programs would misread the store.
 const recordVersion = 1
 
-// Init sets the host up, or changes its configuration: nil keeps what is there.
+// Init sets the host up, or changes its configuration: nil keeps what is there. With
+// another Options.Datapath than the host's it switches that, with everything that runs.
 func (m *Manager) Init(c *Config) error {
 	if c != nil {
 		if err := c.check(); err != nil {
 			return err
 		}
 	}
-	return m.updateWith(c, func(o *op) error { return o.configure(c) })
+	any := *m
+	any.switches = true
+	return any.updateWith(c, func(o *op) error {
+		if to := o.m.o.Datapath; to != "" && to != o.host.Datapath {
+			if err := o.switchPath(to); err != nil {
+				return err
+			}
+		}
+		return o.configure(c)
+	})
 }
 
 // initHost sets a host up for the first time.
@@ -114,18 +124,21 @@ func (m *Manager) sameHost(h *hostRecord) error {
 	if _, ok := kinds[h.Datapath]; !ok {
 		return fmt.Errorf("store %s: set up with datapath %q, which this bpfnet does not have: use a newer one", m.storePath(), h.Datapath)
 	}
-	for _, x := range []struct{ flag, want, have string }{
-		{"--netns", m.o.Netns, h.Netns},
-		{"--cgroup", m.o.Cgroup, h.Cgroup},
-		{"--bpffs", m.o.BPFFS, h.BPFFS},
-		{"--datapath", m.o.Datapath, h.Datapath},
+	for _, x := range []struct{ flag, want, have, or string }{
+		{"--netns", m.o.Netns, h.Netns, ""},
+		{"--cgroup", m.o.Cgroup, h.Cgroup, ""},
+		{"--bpffs", m.o.BPFFS, h.BPFFS, ""},
+		{"--datapath", m.o.Datapath, h.Datapath, "; bpfnet init --datapath " + m.o.Datapath + " switches"},
 	} {
+		if x.flag == "--datapath" && m.switches {
+			continue
+		}
 		if x.want != "" && x.want != x.have {
 			have := x.have
 			if have == "" {
 				have = "the caller's"
 			}
-			return invalid("%s %s: the host of %s was set up with %s; leave it out, or use another --root", x.flag, x.want, m.root, have)
+			return invalid("%s %s: the host of %s was set up with %s; leave it out, or use another --root%s", x.flag, x.want, m.root, have, x.or)
 		}
 	}
 	return nil

@@ -60,6 +60,8 @@ var allBuckets = []string{
 type Manager struct {
 	o    Options
 	root string
+
+	switches bool // Options.Datapath may differ from the host's: Init changes it
 }
 
 // Open prepares to work on a host and changes nothing. ErrNotRoot when the

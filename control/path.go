@@ -7,6 +7,7 @@ import (
 
 	"github.com/bpfnet/bpfnet/control/datapath"
 	"github.com/bpfnet/bpfnet/control/datapath/bpf"
+	"github.com/bpfnet/bpfnet/control/datapath/iptables"
 	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/control/store"
@@ -14,21 +15,27 @@ import (
 
 // Names of the datapaths.
 const (
-	DatapathBPF = "bpf"
+	DatapathBPF      = "bpf"
+	DatapathIPTables = "iptables"
 )
 
 // kind is one implementation of the packets' path.
 type kind struct {
 	open    func(datapath.Host) datapath.Datapath
-	patrol  func(h *hostRecord) datapath.Patrol
+	patrol  func(datapath.Host) datapath.Patrol
 	missing func(h *hostRecord) string // what should be in the kernel and is not, at a glance
 }
 
 var kinds = map[string]kind{
 	DatapathBPF: {
 		open:    func(h datapath.Host) datapath.Datapath { return bpf.New(h) },
-		patrol:  func(h *hostRecord) datapath.Patrol { return bpf.NewPatrol(h.BPFFS) },
+		patrol:  func(h datapath.Host) datapath.Patrol { return bpf.NewPatrol(h.Pins()) },
 		missing: func(h *hostRecord) string { return bpf.Missing(h.BPFFS) },
+	},
+	DatapathIPTables: {
+		open:    func(h datapath.Host) datapath.Datapath { return iptables.New(h) },
+		patrol:  iptables.NewPatrol,
+		missing: func(*hostRecord) string { return "" },
 	},
 }
 
@@ -76,7 +83,8 @@ func (h *pathHost) Settings() (s datapath.Settings, err error) {
 		return s, err
 	}
 	c := &h.o.host.Config
-	s = datapath.Settings{FlowTable: c.FlowTableSize, HalfOpen: c.HalfOpenTableSize, Quota: c.Quota, PoolAsked: c.MasqueradePorts != ""}
+	s = datapath.Settings{FlowTable: c.FlowTableSize, HalfOpen: c.HalfOpenTableSize, Quota: c.Quota, PoolAsked: c.MasqueradePorts != "",
+		Forward: c.IPForward == nil || *c.IPForward, Flavour: c.IPTables}
 	if s.Pool, err = masqueradeRanges(c.MasqueradePorts, first, last); err != nil {
 		return s, err
 	}
@@ -109,10 +117,14 @@ func (h *pathHost) Endpoints() (list []datapath.Endpoint, err error) {
 	return list, err
 }
 
-// pathRecords are a bucket of the store.
+// pathRecords are a bucket of the store. While a command is taken back there is none any
+// more: what the packets' path is told then it needs not remember.
 type pathRecords struct{ o *op }
 
 func (r pathRecords) Get(key string, v any) (bool, error) {
+	if r.o.tx == nil {
+		return false, nil
+	}
 	raw, ok, err := store.Get[json.RawMessage](r.o.tx, bucketPath, key)
 	if err != nil || !ok {
 		return false, err
@@ -125,6 +137,9 @@ func (r pathRecords) Put(key string, v any) error { return store.Put(r.o.tx, buc
 func (r pathRecords) Delete(key string) error { return store.Delete(r.o.tx, bucketPath, key) }
 
 func (r pathRecords) Each(prefix string, fn func(key string, decode func(v any) error) error) error {
+	if r.o.tx == nil {
+		return nil
+	}
 	return store.EachPrefix(r.o.tx, bucketPath, prefix, func(key string, raw json.RawMessage) error {
 		return fn(key, func(v any) error { return json.Unmarshal(raw, v) })
 	})

@@ -19,7 +19,8 @@ type Config struct {
 	DefaultGatewayV6    string        `json:"default-gateway-v6,omitempty"`    //
 	ICC                 *bool         `json:"icc,omitempty"`                   // true
 	IP                  string        `json:"ip,omitempty"`                    // binding address of -p without one; 0.0.0.0 and ::
-	IPForward           *bool         `json:"ip-forward,omitempty"`            // iptables datapath only
+	IPForward           *bool         `json:"ip-forward,omitempty"`            // iptables datapath only: true
+	IPTables            string        `json:"iptables-flavour,omitempty"`      // nft, legacy; "": what is in use, else the host's default
 	IPMasq              *bool         `json:"ip-masq,omitempty"`               // true
 	IPv6                *bool         `json:"ipv6,omitempty"`                  // default network gets an IPv6 ULA too; false
 	MTU                 int           `json:"mtu,omitempty"`                   // 1500

@@ -27,7 +27,8 @@ The flags are the keys of the configuration file, and go before it.`,
 		Example: `  bpfnet init
   bpfnet init --bip 10.9.0.1/24 --icc=false
   bpfnet init --uplink eth0 --uplink wg0 --mtu 1420
-  bpfnet init --default-address-pool base=10.200.0.0/16,size=24`,
+  bpfnet init --default-address-pool base=10.200.0.0/16,size=24
+  bpfnet init --datapath iptables         # and back: --datapath bpf; containers run on`,
 		Args: wantsNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for _, b := range []struct {
@@ -65,6 +66,7 @@ The flags are the keys of the configuration file, and go before it.`,
 	f.BoolVar(&icc, "icc", true, "containers of the default network may reach one another")
 	f.StringVar(&c.IP, "ip", "", "`address` that -p without one binds to (default 0.0.0.0 and [::])")
 	f.BoolVar(&forward, "ip-forward", true, "turn the kernel's forwarding on (iptables datapath only)")
+	f.StringVar(&c.IPTables, "iptables-flavour", "", "`nft` or legacy (iptables datapath only; default the one in use)")
 	f.BoolVar(&masq, "ip-masq", true, "hide containers behind the host's addresses")
 	f.BoolVar(&ip6, "ipv6", false, "the default network has IPv6 too")
 	f.IntVar(&c.MTU, "mtu", 0, "MTU in `bytes` of networks (default 1500)")

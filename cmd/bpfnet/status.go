@@ -36,12 +36,15 @@ func statusCommand(a *app) *cobra.Command {
 }
 
 func (a *app) printStatus(s *control.Status) {
-	path := "slow path"
-	if s.FastPath {
-		path = "fast path"
+	path := ", slow path"
+	switch {
+	case s.FastPath:
+		path = ", fast path"
+	case s.Datapath == control.DatapathIPTables:
+		path = ""
 	}
 	line := func(key, value string) { fmt.Fprintf(a.out, "%-10s %s\n", key+":", value) }
-	line("Datapath", s.Datapath+", "+path)
+	line("Datapath", s.Datapath+path)
 	line("Kernel", s.Kernel)
 	line("Netns", s.Netns)
 	line("Root", s.Root)

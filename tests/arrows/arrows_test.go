@@ -3,7 +3,8 @@
 // Package arrows holds the code base to its drawing: who may import whom.
 //
 //	cmd/bpfnet → control → control/{ipam,link,netns,ports,process,store,watch}, maps
-//	             control → control/datapath/bpf → control/datapath, maps, loader
+//	             control → control/datapath/{bpf,iptables} → control/datapath, maps
+//	             control/datapath/bpf, maps → loader
 //	maps → loader
 //	tests → all
 package arrows
@@ -20,21 +21,22 @@ const module = "github.com/bpfnet/bpfnet"
 
 // allowed lists what each room may import of ours; "*" is everything.
 var allowed = map[string][]string{
-	"":                     {},
-	"cmd/bpfnet":           {"control", "control/demo", "control/process"},
-	"control":              {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "control/watch", "control/datapath", "control/datapath/bpf", "maps"},
-	"control/datapath":     {"control/link", "control/netns", "maps"},
-	"control/datapath/bpf": {"control/datapath", "control/link", "loader", "maps"},
-	"control/demo":         {"control", "control/netns"},
-	"control/ipam":         {},
-	"control/link":         {"control/netns"},
-	"control/netns":        {},
-	"control/ports":        {},
-	"control/process":      {},
-	"control/store":        {},
-	"control/watch":        {"control/netns"},
-	"maps":                 {"loader"},
-	"loader":               {},
+	"":                          {},
+	"cmd/bpfnet":                {"control", "control/demo", "control/process"},
+	"control":                   {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "control/watch", "control/datapath", "control/datapath/bpf", "control/datapath/iptables", "maps"},
+	"control/datapath":          {"control/link", "control/netns", "maps"},
+	"control/datapath/iptables": {"control/datapath", "control/netns", "maps"},
+	"control/datapath/bpf":      {"control/datapath", "control/link", "loader", "maps"},
+	"control/demo":              {"control", "control/netns"},
+	"control/ipam":              {},
+	"control/link":              {"control/netns"},
+	"control/netns":             {},
+	"control/ports":             {},
+	"control/process":           {},
+	"control/store":             {},
+	"control/watch":             {"control/netns"},
+	"maps":                      {"loader"},
+	"loader":                    {},
 }
 
 func TestArrows(t *testing.T) {
