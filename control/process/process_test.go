@@ -79,9 +79,10 @@ func inode(t *testing.T, f *os.File) string {
 	return fmt.Sprint(st.Ino)
 }
 
+// ownNamespace is of the thread that runs: newNetns may have had the process's first one.
 func ownNamespace(t *testing.T, name string) string {
 	t.Helper()
-	s, err := os.Readlink("/proc/self/ns/" + name)
+	s, err := os.Readlink("/proc/thread-self/ns/" + name)
 	require.NoError(t, err)
 	return s
 }
