@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
@@ -70,9 +69,9 @@ func TestA17WireGuard(t *testing.T) {
 		require.NoError(t, err)
 		defer h.Close()
 		require.NoError(t, h.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "wg0"}}))
-		peer, port, alive := ends[1-i], listens, time.Duration(0)
+		peer, port := ends[1-i], listens
 		config := wgtypes.Config{PrivateKey: &keys[i], ListenPort: &port, Peers: []wgtypes.PeerConfig{{
-			PublicKey: keys[1-i].PublicKey(), Endpoint: &net.UDPAddr{IP: net.ParseIP(peer.cable), Port: listens}, PersistentKeepaliveInterval: &alive,
+			PublicKey: keys[1-i].PublicKey(), Endpoint: &net.UDPAddr{IP: net.ParseIP(peer.cable), Port: listens},
 			AllowedIPs: []net.IPNet{{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}},
 		}}}
 		require.NoError(t, end.ns.Do(func() error {

@@ -100,7 +100,7 @@ func (w *ways) work() {
 			conn.Close()
 			conn, err = lab.Dial(x.from, "tcp", "", x.to, wait)
 			require.NoError(w.t, err)
-			w.carries(conn, 200_000)
+			w.carries(conn, 50_000)
 			conn.Close()
 		}
 		for _, a := range []*actor{w.srv, w.own, w.open} {

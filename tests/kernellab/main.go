@@ -51,7 +51,7 @@ func main() {
 	flag.StringVar(&o.pkg, "pkg", "", "one `package`; all suites without it")
 	flag.StringVar(&o.run, "run", "", "tests, as for go test -run")
 	flag.StringVar(&o.cache, "cache", "", "`directory` of the kernels")
-	flag.DurationVar(&o.limit, "timeout", 4*time.Minute, "for one machine")
+	flag.DurationVar(&o.limit, "timeout", 10*time.Minute, "for one machine")
 	flag.IntVar(&o.machines, "machines", runtime.NumCPU(), "that run at once")
 	flag.BoolVar(&o.verbose, "v", false, "print the whole console, always")
 	flag.BoolVar(&o.insns, "insns", false, "only count verified instructions, and write the kernels' columns of "+insns.Path)

@@ -229,7 +229,7 @@ func count() int {
 	case os.Getenv("BPFNET_SOAK") != "":
 		return 1_000_000
 	case testing.Short():
-		return 5_000
+		return 3_000
 	}
 	return 40_000
 }
