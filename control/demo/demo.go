@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/bpfnet/bpfnet/control"
+	"github.com/bpfnet/bpfnet/control/lab"
 	"github.com/bpfnet/bpfnet/control/netns"
 )
 
@@ -39,10 +40,11 @@ const (
 )
 
 type demo struct {
-	out io.Writer
-	lab *lab
-	m   *control.Manager
-	web *control.Container
+	out           io.Writer
+	lab           *lab.Lab
+	m             *control.Manager
+	web           *control.Container
+	webNS, peerNS *netns.NS
 	// The web server's own words about who asked.
 	seen chan string
 }
@@ -54,7 +56,7 @@ func Run(out io.Writer) (err error) {
 	}
 	begun := time.Now()
 	d := &demo{out: out, seen: make(chan string, 16)}
-	d.lab, err = newLab()
+	d.lab, err = lab.New("bpfnet-demo")
 	if err != nil {
 		return fmt.Errorf("demo: lab: %w", err)
 	}
@@ -90,13 +92,18 @@ func (d *demo) close() error {
 	if d.m != nil {
 		errs = append(errs, d.m.Uninstall(), d.m.Close())
 	}
-	return errors.Join(append(errs, d.lab.close())...)
+	return errors.Join(append(errs, d.lab.Close())...)
 }
 
 // setUp makes the host and two containers out of namespaces that are there.
 func (d *demo) setUp() (err error) {
 	d.say("The host gets its programs and maps; containers are network namespaces that are attached.")
-	d.m, err = control.Open(control.Options{Root: d.lab.root, BPFFS: d.lab.bpffs, Netns: d.lab.host.Path(), Cgroup: d.lab.cgroup})
+	for _, ns := range []**netns.NS{&d.webNS, &d.peerNS} {
+		if *ns, err = d.lab.Namespace(); err != nil {
+			return err
+		}
+	}
+	d.m, err = control.Open(control.Options{Root: d.lab.Root, BPFFS: d.lab.BPFFS, Netns: d.lab.Host.Path(), Cgroup: d.lab.Cgroup})
 	if err != nil {
 		return err
 	}
@@ -106,26 +113,26 @@ func (d *demo) setUp() (err error) {
 		return err
 	}
 	d.shell("bpfnet attach web  netns:/run/netns/web")
-	d.web, err = d.m.CreateContainer(control.ContainerOptions{Name: "web", Attach: "netns:" + d.lab.web.Path()})
+	d.web, err = d.m.CreateContainer(control.ContainerOptions{Name: "web", Attach: "netns:" + d.webNS.Path()})
 	if err != nil {
 		return err
 	}
 	d.shell("bpfnet attach peer netns:/run/netns/peer")
-	_, err = d.m.CreateContainer(control.ContainerOptions{Name: "peer", Attach: "netns:" + d.lab.peer.Path()})
+	_, err = d.m.CreateContainer(control.ContainerOptions{Name: "peer", Attach: "netns:" + d.peerNS.Path()})
 	return err
 }
 
 func (d *demo) publish() error {
 	d.say("A web server in web (Go's net/http) that says whom it sees; its port 80 becomes 8080 of the host.")
 	var listener net.Listener
-	err := d.lab.web.Do(func() (err error) {
+	err := d.webNS.Do(func() (err error) {
 		listener, err = net.Listen("tcp", ":80")
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	d.lab.onClose(listener.Close)
+	d.lab.OnClose(listener.Close)
 	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "hello %s", r.RemoteAddr)
 	}))
@@ -186,12 +193,12 @@ func (d *demo) fetch() error {
 		url  string
 		want string
 	}{
-		{"client", d.lab.client, "http://203.0.113.1:8080/", "203.0.113.2"},
-		{"client", d.lab.client, "http://[2001:db8::1]:8080/", "2001:db8::2"},
-		{"host", d.lab.host, "http://127.0.0.1:8080/", "172.17.0.1"},
-		{"host", d.lab.host, "http://[::1]:8080/", ""},
-		{"peer", d.lab.peer, "http://203.0.113.1:8080/", "172.17.0.3"},
-		{"peer", d.lab.peer, "http://172.17.0.2/", "172.17.0.3"},
+		{"client", d.lab.Client, "http://203.0.113.1:8080/", "203.0.113.2"},
+		{"client", d.lab.Client, "http://[2001:db8::1]:8080/", "2001:db8::2"},
+		{"host", d.lab.Host, "http://127.0.0.1:8080/", "172.17.0.1"},
+		{"host", d.lab.Host, "http://[::1]:8080/", ""},
+		{"peer", d.peerNS, "http://203.0.113.1:8080/", "172.17.0.3"},
+		{"peer", d.peerNS, "http://172.17.0.2/", "172.17.0.3"},
 	} {
 		seen, err := get(try.from, try.url, wait)
 		if err != nil {
@@ -208,12 +215,12 @@ func (d *demo) fetch() error {
 func (d *demo) world() error {
 	d.say("From a container to the world: masquerade. The client sees the host's address.")
 	d.shell("bpfnet exec peer -- ping 203.0.113.2")
-	took, err := ping(d.lab.peer, "203.0.113.2", wait)
+	took, err := ping(d.peerNS, "203.0.113.2", wait)
 	if err != nil {
 		return err
 	}
 	d.result("an answer after %s", took.Round(10*time.Microsecond))
-	seen, err := d.lab.masqueraded()
+	seen, err := d.masqueraded()
 	if err != nil {
 		return err
 	}
@@ -231,11 +238,11 @@ func (d *demo) icc() error {
 	if err := d.m.Init(&control.Config{ICC: &off}); err != nil {
 		return err
 	}
-	if seen, err := get(d.lab.peer, "http://172.17.0.2/", refusal); err == nil {
+	if seen, err := get(d.peerNS, "http://172.17.0.2/", refusal); err == nil {
 		return fmt.Errorf("icc is off, and peer still reached web as %s", seen)
 	}
 	d.result("peer    http://172.17.0.2/           -> nothing")
-	seen, err := get(d.lab.peer, "http://203.0.113.1:8080/", wait)
+	seen, err := get(d.peerNS, "http://203.0.113.1:8080/", wait)
 	if err != nil {
 		return fmt.Errorf("icc off: the published port: %w", err)
 	}
