@@ -11,7 +11,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance soak lab-shell verifier cost vm vm-deps insns readme clean
+.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,12 @@ verifier: go-found ## verified instructions per program, against the table; the 
 
 cost: go-found ## an established packet, here and at another commit: make cost OLD=HEAD~1
 	$(GO) run ./tests/cost $(OLD)
+
+bench: bench-deps build ## side by side with iptables, docker-proxy and the host's limit, most of an hour; writes bench.svg, bench.json
+	DOCKER_PROXY="$$(sh scripts/docker-proxy)" ./bpfnet bench --all --rounds $(or $(ROUNDS),12) --time $(or $(TIME),500ms) --svg bench.svg --json bench.json $(BENCHFLAGS)
+
+bench-deps:
+	@NEED="iperf3:iperf3 wrk:wrk nginx:nginx-light iptables:iptables" sh scripts/deps
 
 vm: vm-deps go-found ## tests on Linux 6.1 and 6.12, in QEMU; KERNEL=6.1 PKG=./loader RUN=TestX for some
 	@PATH="$(dir $(GO)):$$PATH" $(GO) run ./tests/kernellab $(if $(KERNEL),-kernel $(KERNEL)) $(if $(PKG),-pkg $(PKG)) $(if $(RUN),-run '$(RUN)') $(VMFLAGS)

@@ -7,11 +7,13 @@ import (
 	"os"
 	"runtime/debug"
 
+	"github.com/bpfnet/bpfnet/control/bench"
 	"github.com/bpfnet/bpfnet/control/process"
 )
 
 func main() {
 	process.Init() // of a container's command: does not return then
+	bench.Init()   // one end of what bench measures: the same
 	// A command lives for milliseconds and keeps little: collecting garbage half as
 	// often makes publishing 10,000 ports a quarter faster.
 	debug.SetGCPercent(400)

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bpfnet/bpfnet/control/bench"
 	"github.com/bpfnet/bpfnet/control/process"
 )
 
@@ -21,6 +22,7 @@ const beBpfnet = "BPFNET_TEST_MAIN"
 
 func TestMain(m *testing.M) {
 	process.Init()
+	bench.Init()
 	if os.Getenv(beBpfnet) != "" {
 		os.Exit(execute(&app{in: os.Stdin, out: os.Stdout, err: os.Stderr}, os.Args[1:]))
 	}
@@ -106,6 +108,15 @@ func TestBadCommandLines(t *testing.T) {
 		{"init --default-address-pool base=10.0.0.0/8,size=x", 1, "not a number"},
 		{"flows --proto tpc", 1, `--proto "tpc"`},
 		{"flows --port 65536", 1, "flows: invalid argument"},
+		{"bench now", 1, "bench: wants no arguments"},
+		{"bench --workload tcp", 1, `workload "tcp": one of tcp-rr, `},
+		{"bench --flow out", 1, `flow "out": one of published, `},
+		{"bench --contender nft", 1, `contender "nft": one of bpf, iptables, `},
+		{"bench --scale 10", 1, `--scale "10": not PORTSxCONTAINERS`},
+		{"bench --scale 10x10x10", 1, "not PORTSxCONTAINERS"},
+		{"bench --scale 0x1", 1, "scale 0x1: 1 to 63977 ports, 1 to 1000 containers"},
+		{"bench --rounds -1", 1, "bench: rounds -1: "},
+		{"bench --time 1ms", 1, "bench: time 1ms: "},
 		{"supervise x", 1, "supervise: is for bpfnet itself"},
 	} {
 		t.Run(c.line, func(t *testing.T) {
@@ -150,7 +161,7 @@ func TestEnvironmentOfGlobalFlags(t *testing.T) {
 }
 
 func TestNotRoot(t *testing.T) {
-	for _, args := range [][]string{{"ps"}, {"run", "true"}, {"network", "ls"}, {"status"}, {"version"}, {"completion", "bash"}, {"--help"}} {
+	for _, args := range [][]string{{"ps"}, {"run", "true"}, {"network", "ls"}, {"status"}, {"bench"}, {"version"}, {"completion", "bash"}, {"--help"}} {
 		cmd := exec.Command("/proc/self/exe", args...)
 		cmd.Dir = "/"
 		cmd.Env = []string{beBpfnet + "=1"}
@@ -181,7 +192,7 @@ func TestCommands(t *testing.T) {
 	for _, line := range []string{
 		"init", "run", "attach", "exec", "ps", "logs", "start", "restart", "stop", "rm", "inspect", "port", "publish", "unpublish",
 		"link", "unlink", "network create", "network ls", "network inspect", "network rm", "network prune", "network connect",
-		"network disconnect", "bridge ls", "status", "flows", "flows flush", "reconcile", "uninstall", "demo", "version",
+		"network disconnect", "bridge ls", "status", "flows", "flows flush", "reconcile", "uninstall", "demo", "bench", "version",
 		"container ls", "container ps", "container port", "container run", "container rm", "container logs", "network list",
 	} {
 		words := strings.Fields(line)
