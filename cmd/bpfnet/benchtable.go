@@ -20,8 +20,12 @@ func (a *app) printBench(r *bench.Report) {
 		virtual = ", virtual"
 	}
 	fmt.Fprintf(a.out, "bpfnet %s on Linux %s, %d CPUs (%s%s), %s\n", r.Version, m.Kernel, m.CPUs, m.CPU, virtual, humanize.IBytes(m.Memory))
-	fmt.Fprintf(a.out, "%d rounds of all contenders in turn, %s a measurement, %.0f s in all. Load before %s, after %s.\n",
-		r.Rounds, duration(r.Time), r.Seconds, r.LoadBefore, r.LoadAfter)
+	rounds := "1 round"
+	if r.Rounds != 1 {
+		rounds = fmt.Sprintf("%d rounds", r.Rounds)
+	}
+	fmt.Fprintf(a.out, "%s of all contenders in turn, %s a measurement, %.0f s in all. Load before %s, after %s.\n",
+		rounds, duration(r.Time), r.Seconds, r.LoadBefore, r.LoadAfter)
 	if median, most := r.Others(); most > 0.1 {
 		fmt.Fprintf(a.out, "Something else kept %.1f CPUs busy meanwhile (median; %.1f at most): only BY CPU can be relied upon.\n", median, most)
 	}
