@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/bpfnet/bpfnet/control/bench"
 )
@@ -28,26 +30,34 @@ func benchGroups(t *testing.T) []string {
 	return groups
 }
 
-// Ctrl-C in the middle of a measurement, and again at once: bench takes everything
-// down, and says so in one line.
-func TestBenchInterrupted(t *testing.T) {
-	dir := t.TempDir()
-	before := benchGroups(t)
-	cmd := exec.Command("/proc/self/exe", "bench", "--workload", "tcp-rr", "--flow", "published", "--rounds", "1000", "--time", "1h")
+// measuring starts a bench that measures for an hour, with its files in dir, and waits
+// until it does. pids are server and client.
+func measuring(t *testing.T, dir, workload string) (cmd *exec.Cmd, out, errs *strings.Builder, pids []string) {
+	t.Helper()
+	out, errs = &strings.Builder{}, &strings.Builder{}
+	before := len(benchGroups(t))
+	cmd = exec.Command("/proc/self/exe", "bench", "--workload", workload, "--flow", "published", "--contender", "bpf", "--rounds", "1000", "--time", "1h")
 	cmd.Env = append(os.Environ(), beBpfnet+"=1", "TMPDIR="+dir)
-	var out, errs strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.Stdout, cmd.Stderr = out, errs
 	require.NoError(t, cmd.Start())
-	var pids []string
 	require.Eventually(t, func() bool {
 		pids = nil
 		for _, g := range benchGroups(t) {
 			procs, _ := os.ReadFile(filepath.Join(g, "cgroup.procs"))
 			pids = append(pids, strings.Fields(string(procs))...)
 		}
-		return len(pids) == 2 // server and client
+		return len(pids) == 2
 	}, 20*time.Second, 5*time.Millisecond)
-	require.Greater(t, len(benchGroups(t)), len(before))
+	require.Greater(t, len(benchGroups(t)), before)
+	return cmd, out, errs, pids
+}
+
+// Ctrl-C in the middle of a measurement, and again at once: bench takes everything
+// down, and says so in one line.
+func TestBenchInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	before := benchGroups(t)
+	cmd, out, errs, pids := measuring(t, dir, "tcp-rr")
 	for range 2 {
 		require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 	}
@@ -66,6 +76,32 @@ func TestBenchInterrupted(t *testing.T) {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	require.NoError(t, err)
 	require.Empty(t, mounts)
+}
+
+// What bench started ends with it, however it ends.
+func TestBenchKilled(t *testing.T) {
+	dir := t.TempDir()
+	before := benchGroups(t)
+	cmd, _, _, pids := measuring(t, dir, "http") // nginx and wrk, which watch no parent
+	require.NoError(t, cmd.Process.Kill())
+	require.Error(t, cmd.Wait())
+	for _, pid := range pids {
+		require.Eventually(t, func() bool {
+			_, err := os.Stat("/proc/" + pid)
+			return os.IsNotExist(err)
+		}, 10*time.Second, 5*time.Millisecond, "process %s", pid)
+	}
+	// The rest is the test's to clean up.
+	for _, g := range benchGroups(t) {
+		if !slices.Contains(before, g) {
+			require.Eventually(t, func() bool { return os.Remove(g) == nil }, 5*time.Second, 5*time.Millisecond, g)
+		}
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	require.NoError(t, err)
+	for _, m := range mounts {
+		require.NoError(t, unix.Unmount(m.Mountpoint, unix.MNT_DETACH))
+	}
 }
 
 func TestPrintBench(t *testing.T) {
