@@ -67,8 +67,9 @@ const (
 )
 
 type BPFCursor struct {
-	_    structs.HostLayout
-	Next uint32
+	_      structs.HostLayout
+	Next   uint32
+	Secret uint32
 }
 
 type BPFDatagram struct {

@@ -4,7 +4,8 @@
  * pool, without those that are published or that a socket of the host holds (RFC 4787
  * section 4.2.1: no overlap with the host's own); the gateway's own, behind which the
  * host and hairpins appear, are taken in order, so that one is not used again before the
- * server's TIME_WAIT is likely over. To enter the reply's tuple is the reservation.
+ * server's TIME_WAIT is likely over. TCP's have a preferred one, see port_offset. To enter
+ * the reply's tuple is the reservation.
  *
  * A UDP socket keeps its port for all destinations (RFC 4787 REQ-1, endpoint-independent
  * mapping) and has it for itself, as long as the pool allows: beyond that ports are
@@ -243,7 +244,8 @@ next:
 }
 
 struct cursor {
-	__u32 next;
+	__u32 next;			/* of the gateway's */
+	__u32 secret;			/* of port_offset; 0: not drawn yet */
 };
 
 struct {
@@ -252,6 +254,28 @@ struct {
 	__type(key, __u32);
 	__type(value, struct cursor);
 } port_cursor SEC(".maps");
+
+static __always_inline __u32 mix(__u32 hash, __u32 word)
+{
+	hash = (hash ^ word) * 0x9e3779b1;
+	return hash ^ (hash >> 15);
+}
+
+/* The distance of a TCP client's own port from the one that it gets in the pool: RFC 6056
+ * section 3.3.3. So a client that uses its port again gets the same one, and whoever is in
+ * TIME_WAIT on the other side sees timestamps and sequence numbers that go on. By another
+ * of its ports they would go back, and the new connection would wait for seconds (RFC 6191). */
+static __noinline __u32 port_offset(const struct scratch *s, __u32 secret)
+{
+	__u32 hash = secret;
+	int i;
+
+	for (i = 0; i < 4; i++) {
+		hash = mix(hash, s->tuple.saddr.w[i]);
+		hash = mix(hash, s->flow.daddr.w[i]);
+	}
+	return mix(hash, s->flow.dport);
+}
 
 static __always_inline void search_key_of(struct search_key *key, const struct scratch *s)
 {
@@ -285,6 +309,13 @@ __noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 o
 	/* An echo reply's identifier is the asker's, not its sender's to choose. */
 	if ((same->tuple.proto == IPPROTO_ICMP || same->tuple.proto == IPPROTO_ICMPV6) && same->tuple.dport)
 		return REASON_NO_PORT;
+	cursor = bpf_map_lookup_elem(&port_cursor, &zero);
+	if (same->tuple.proto == IPPROTO_TCP && cursor && c->size) {
+		if (!cursor->secret)
+			cursor->secret = bpf_get_prandom_u32() | 1;
+		c->first = bpf_htons(pool_port((bpf_ntohs(same->tuple.sport) +
+						port_offset(same, cursor->secret)) % c->size));
+	}
 	/* SCTP's ports are in a checksum of the whole packet: they stay as they are. */
 	if (same->tuple.proto == IPPROTO_SCTP) {
 		c->first = same->tuple.sport;
@@ -301,10 +332,8 @@ __noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 o
 		c->start = last ? last->next : bpf_get_prandom_u32();
 		if (c->size)
 			c->start %= c->size;
-	} else {
-		cursor = bpf_map_lookup_elem(&port_cursor, &zero);
-		if (cursor)
-			c->start = __sync_fetch_and_add(&cursor->next, 1);
+	} else if (cursor) {
+		c->start = __sync_fetch_and_add(&cursor->next, 1);
 	}
 	bpf_loop(turns, try_port, &search, 0);
 	if (world && c->turn >= PORT_TRIES) {

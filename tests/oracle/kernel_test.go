@@ -289,5 +289,5 @@ func (k *kernel) forget() {
 	for o.FreeSlots.LookupAndDelete(nil, new(uint32)) == nil {
 	}
 	require.NoError(k.t, o.Sweepers.Put(uint32(0), loader.BPFSweeper{}))
-	require.NoError(k.t, o.PortCursor.Put(uint32(0), uint32(0)))
+	require.NoError(k.t, o.PortCursor.Put(uint32(0), [2]uint32{0, secret}))
 }
