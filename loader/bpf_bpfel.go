@@ -236,7 +236,7 @@ type BPFKey4 struct {
 	Dport uint16
 	Zone  uint32
 	Proto uint8
-	Pad   [3]uint8
+	Pad   [7]uint8
 }
 
 type BPFKey6 struct {
@@ -247,7 +247,7 @@ type BPFKey6 struct {
 	Dport uint16
 	Zone  uint32
 	Proto uint8
-	Pad   [3]uint8
+	Pad   [7]uint8
 }
 
 type BPFLimit struct {

@@ -129,7 +129,10 @@ static __always_inline bool rewrite_transport(struct __sk_buff *skb, void *l4, v
 /* Sends a rewritten packet on its way; eth is its link-layer header. */
 static __always_inline int send(struct __sk_buff *skb, struct ethhdr *eth, const struct flow *f, __u8 family)
 {
-	struct bpf_redir_neigh next;
+	struct {
+		__u32 pad;		/* so that addresses are aligned */
+		struct bpf_redir_neigh to;
+	} next __attribute__((aligned(8)));
 
 	switch (f->verdict) {
 	case VERDICT_PEER:
@@ -139,16 +142,16 @@ static __always_inline int send(struct __sk_buff *skb, struct ethhdr *eth, const
 			bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(f->ifindex, 0);
 	case VERDICT_UPLINK:
-		__builtin_memset(&next, 0, sizeof(next));
 		if (family == 4) {
-			next.nh_family = AF_INET;
-			next.ipv4_nh = f->nexthop.w[3];
+			next.to.nh_family = AF_INET;
+			((dword *)next.to.ipv6_nh)[0] = f->nexthop.w[3];
+			((dword *)next.to.ipv6_nh)[1] = 0;
 		} else {
-			next.nh_family = AF_INET6;
-			__builtin_memcpy(next.ipv6_nh, f->nexthop.w, 16);
+			next.to.nh_family = AF_INET6;
+			addr_copy((void *)next.to.ipv6_nh, &f->nexthop);
 		}
 		skb->mark = MARK_PASSED;
-		return bpf_redirect_neigh(f->ifindex, &next, sizeof(next), 0);
+		return bpf_redirect_neigh(f->ifindex, &next.to, sizeof(next.to), 0);
 	case VERDICT_EGRESS:
 		macs_copy(eth, f->macs);
 		return bpf_redirect(f->ifindex, 0);

@@ -50,6 +50,10 @@ static __always_inline bool fast_too_big(struct __sk_buff *skb, __u32 l3, __u32 
 	       too_big(skb, l3, l4 - l3 + (tcp->doff >> 4) * 4, mtu);
 }
 
+/* verdict, state, flags and kind as one word: established, and of one family. */
+#define PLAIN_MASK bpf_htonl(0x00ff0000 | (FLOW_TO_IPV4 | FLOW_TO_IPV6) << 8)
+#define PLAIN bpf_htonl(FLOW_ESTABLISHED << 16)
+
 static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *eth, struct flow *f, enum hook hook,
 					const __u8 *ttl)
 {
@@ -60,7 +64,7 @@ static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *et
 	if (unlikely(!c || f->epoch != *(volatile __u32 *)&c->epoch))
 		return false;
 	tick = c->tick;
-	if (unlikely(flow_idle(f, tick) || f->state != FLOW_ESTABLISHED || (f->flags & (FLOW_TO_IPV4 | FLOW_TO_IPV6))))
+	if (unlikely(flow_idle(f, tick) || (*(word *)&f->verdict & PLAIN_MASK) != PLAIN))
 		return false;
 	if (unlikely(*ttl <= 1) && (f->flags & FLOW_TTL))
 		return false;
@@ -74,9 +78,9 @@ static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *et
 	return true;
 }
 
-static __always_inline bool fast4(struct __sk_buff *skb, __u32 zone, enum hook hook, int *verdict)
+static __always_inline bool fast4(struct __sk_buff *skb, void *data, void *end, __u32 zone, enum hook hook,
+				   int *verdict)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
 	struct iphdr *ip = data + l2_of(hook);
 	void *l4 = data + l2_of(hook) + sizeof(*ip);
@@ -95,7 +99,7 @@ static __always_inline bool fast4(struct __sk_buff *skb, __u32 zone, enum hook h
 	key.daddr = ip->daddr;
 	*(word *)&key.sport = *(word *)l4;
 	key.zone = zone;
-	*(word *)&key.proto = ip->protocol; /* and the padding: little-endian */
+	*(dword *)&key.proto = ip->protocol; /* and the padding: little-endian */
 	f = bpf_map_lookup_elem(&flows4, &key);
 	if (!f)
 		return false;
@@ -113,9 +117,9 @@ static __always_inline bool fast4(struct __sk_buff *skb, __u32 zone, enum hook h
 	return true;
 }
 
-static __always_inline bool fast6(struct __sk_buff *skb, __u32 zone, enum hook hook, int *verdict)
+static __always_inline bool fast6(struct __sk_buff *skb, void *data, void *end, __u32 zone, enum hook hook,
+				   int *verdict)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
 	struct ipv6hdr *ip = data + l2_of(hook);
 	void *l4 = data + l2_of(hook) + sizeof(*ip);
@@ -133,7 +137,7 @@ static __always_inline bool fast6(struct __sk_buff *skb, __u32 zone, enum hook h
 	addr_copy(&key.daddr, &ip->daddr);
 	*(word *)&key.sport = *(word *)l4;
 	key.zone = zone;
-	*(word *)&key.proto = ip->nexthdr; /* and the padding: little-endian */
+	*(dword *)&key.proto = ip->nexthdr; /* and the padding: little-endian */
 	f = bpf_map_lookup_elem(&flows6, &key);
 	if (!f)
 		return false;
@@ -160,13 +164,16 @@ static __always_inline bool fast(struct __sk_buff *skb, __u32 zone, enum hook ho
 
 	/* Some drivers leave the headers in a page. SCTP's pieces must stay as they are: its
 	 * receivers expect whole ones behind a common header. */
-	if (data + l2_of(hook) + sizeof(struct iphdr) + sizeof(struct tcphdr) > end && end - data < skb->len &&
-	    skb->gso_size != GSO_BY_FRAGS)
-		bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
+	if (unlikely(data + l2_of(hook) + sizeof(struct iphdr) + sizeof(struct tcphdr) > end)) {
+		if (end - data < skb->len && skb->gso_size != GSO_BY_FRAGS)
+			bpf_skb_pull_data(skb, skb->len < 74 ? skb->len : 74);
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+	}
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return fast4(skb, zone, hook, verdict);
+		return fast4(skb, data, end, zone, hook, verdict);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		return fast6(skb, zone, hook, verdict);
+		return fast6(skb, data, end, zone, hook, verdict);
 	return false;
 }
 

@@ -12,8 +12,7 @@ static __always_inline void key4_of(struct key4 *key, const struct tuple *t)
 	key->sport = t->sport;
 	key->dport = t->dport;
 	key->zone = t->zone;
-	key->proto = t->proto;
-	key->pad[0] = key->pad[1] = key->pad[2] = 0;
+	*(dword *)&key->proto = t->proto; /* and the padding: little-endian */
 }
 
 static __always_inline void key6_of(struct key6 *key, const struct tuple *t)
@@ -23,8 +22,7 @@ static __always_inline void key6_of(struct key6 *key, const struct tuple *t)
 	key->sport = t->sport;
 	key->dport = t->dport;
 	key->zone = t->zone;
-	key->proto = t->proto;
-	key->pad[0] = key->pad[1] = key->pad[2] = 0;
+	*(dword *)&key->proto = t->proto; /* and the padding: little-endian */
 }
 
 static __noinline struct flow *find_established(const struct tuple *t)

@@ -62,7 +62,7 @@ struct key4 {
 	__be16 dport;
 	__u32 zone;
 	__u8 proto;
-	__u8 pad[3];
+	__u8 pad[7];			/* the kernel compares keys by 8 bytes, what is left by one */
 };
 
 struct key6 {
@@ -72,7 +72,7 @@ struct key6 {
 	__be16 dport;
 	__u32 zone;
 	__u8 proto;
-	__u8 pad[3];
+	__u8 pad[7];			/* the kernel compares keys by 8 bytes, what is left by one */
 };
 
 /* How the packet leaves. */
