@@ -237,7 +237,7 @@ static __always_inline int unicast_packet(struct __sk_buff *skb, struct scratch 
 	return err ? drop(skb, err) : first(skb, s);
 }
 
-static __always_inline int from_endpoint_slow(struct __sk_buff *skb)
+static __noinline int from_endpoint_slow(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, slot, number;
 	struct device *device = bpf_map_lookup_elem(&devices, &ifindex);

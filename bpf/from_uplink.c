@@ -171,7 +171,7 @@ static __always_inline int world_packet(struct __sk_buff *skb, struct scratch *s
 	return err ? drop(skb, err) : first(skb, s);
 }
 
-static __always_inline int from_uplink_slow(struct __sk_buff *skb, __u32 l2)
+static __noinline int from_uplink_slow(struct __sk_buff *skb, __u32 l2)
 {
 	struct scratch *s;
 	struct packet *p;

@@ -160,7 +160,7 @@ static __always_inline bool opens(const struct packet *p)
 
 /* Is there a socket of the host that is connected to the sender? Then the
  * packet is an answer to the host, published port or not. */
-static __always_inline bool host_connected(struct __sk_buff *skb, const struct packet *p)
+static __noinline bool host_connected(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
