@@ -85,7 +85,7 @@ func (m *Manager) newHost(flags *Config) (*hostRecord, error) {
 	}
 	var err error
 	if h.Cgroup == "" {
-		if h.Cgroup, err = cgroupMount(); err != nil {
+		if h.Cgroup, err = cgroupMount(); err != nil && h.Datapath == DatapathBPF {
 			return nil, err
 		}
 	}

@@ -3,6 +3,7 @@
 package control
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,7 +11,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -157,7 +160,7 @@ func counted(t testing.TB, flavour string) (calls func() int) {
 	}
 }
 
-// A command calls one program for each family, however many ports it is about; 60,000 ports in a row
+// A command calls one program or two for each family that changes, however many ports it is about; 60,000 ports in a row
 // are one rule.
 func TestIPTablesManyPorts(t *testing.T) {
 	for _, flavour := range flavours {
@@ -193,7 +196,7 @@ func TestIPTablesManyPorts(t *testing.T) {
 				_, err := l.m.Publish("web", "20000-21999:1-2000")
 				require.ErrorContains(t, err, "port is already allocated")
 			}))
-			require.Equal(t, 1, calls(unpublish(specs...)))
+			require.Equal(t, 2, calls(unpublish(specs...)), "all rules are read and written anew")
 			require.Equal(t, 1, rules())
 		})
 	}
@@ -235,6 +238,30 @@ func TestIPTablesRepair(t *testing.T) {
 			require.Equal(t, want, l.rules(flavour))
 		})
 	}
+}
+
+// The daemon puts back what somebody has flushed.
+func TestIPTablesDaemon(t *testing.T) {
+	l := netfilterLab(t, iptables.NFT)
+	l.container("web", ContainerOptions{Publish: []string{"8080:80"}})
+	want := l.rules(iptables.NFT)
+	ctx, stop := context.WithCancel(context.Background())
+	ended, following := make(chan error, 1), make(chan bool)
+	var once sync.Once
+	go func() {
+		ended <- l.m.Daemon(ctx, func(line string) {
+			if strings.HasPrefix(line, "following") {
+				once.Do(func() { close(following) })
+			}
+		})
+	}()
+	<-following
+	for _, harm := range [][]string{{"iptables-nft", "-t", "nat", "-F"}, {"nft", "flush", "ruleset"}} {
+		l.inHost("", harm...)
+		require.Eventually(t, func() bool { return l.rules(iptables.NFT) == want }, 20*time.Second, 100*time.Millisecond, harm)
+	}
+	stop()
+	require.NoError(t, <-ended)
 }
 
 // A command that fails leaves the rules as they were.
@@ -320,4 +347,20 @@ func TestSwitch(t *testing.T) {
 	require.ElementsMatch(t, programs, pins())
 	require.NotContains(t, l.rules(iptables.Legacy), "BPFNET")
 	require.Equal(t, settings, l.settings())
+}
+
+// Where another engine has come to use the kernel's forwarding, it stays on.
+func TestIPTablesForwardingStays(t *testing.T) {
+	l := netfilterLab(t, iptables.NFT)
+	l.container("web", ContainerOptions{})
+	l.inHost("", "iptables-nft", "-A", "FORWARD", "-i", "other0", "-j", "ACCEPT")
+	require.NoError(t, l.m.Uninstall())
+	require.NoError(t, l.host.Do(func() error {
+		on, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+		require.Equal(t, "1\n", string(on))
+		return err
+	}))
+	require.Len(t, l.warns, 1)
+	require.Contains(t, l.warns[0], "ip_forward stays 1")
+	require.NotContains(t, l.rules(iptables.NFT), "BPFNET")
 }

@@ -15,12 +15,13 @@ func (m *Manager) Status() (*Status, error) {
 	s := &Status{Root: m.root, Counters: map[string]uint64{}}
 	s.Kernel = kernelRelease()
 	var lack error
-	if s.Features, lack = bpf.Probe(); lack != nil {
-		s.Problem("%v", lack)
-	}
+	s.Features, lack = bpf.Probe()
 	ok, err := m.view(func(o *op) error { return o.status(s) })
 	if err != nil {
 		return nil, err
+	}
+	if lack != nil && s.Datapath != DatapathIPTables {
+		s.Problem("%v", lack)
 	}
 	if !ok {
 		s.Datapath, s.BPFFS, s.Netns, s.Cgroup = DatapathBPF, m.o.BPFFS, m.o.Netns, m.o.Cgroup

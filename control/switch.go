@@ -9,14 +9,19 @@ import (
 
 // switchPath makes another datapath carry the packets: it is set up and told everything
 // beside the one that runs, which then goes. What was connected may have to connect anew.
-func (o *op) switchPath(to string) error {
+func (o *op) switchPath(to string) (err error) {
 	from, name := o.path(), o.host.Datapath
 	o.host.Datapath, o.dp = to, nil
 	o.rebuild = true
+	if o.host.Cgroup == "" {
+		if o.host.Cgroup, err = cgroupMount(); err != nil && to == DatapathBPF {
+			return err
+		}
+	}
 	if err := o.path().Install(); err != nil {
 		return err
 	}
-	err := o.reconcile()
+	err = o.reconcile()
 	o.reconciling = false // from here on a failure is taken back
 	if err == nil && len(o.problems) > 0 {
 		err = errors.New(strings.Join(o.problems, "; "))

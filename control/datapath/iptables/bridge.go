@@ -238,8 +238,12 @@ func (p *Path) setHairpin(on bool, devices ...string) error {
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			continue
 		}
-		if err == nil && l.Attrs().MasterIndex != 0 {
+		switch {
+		case err != nil:
+		case l.Attrs().MasterIndex != 0:
 			err = h.LinkSetHairpin(l, on)
+		case on:
+			err = errors.New("is no port of its network's bridge: one takes 1,023, and without a port iptables reaches nobody: use another network, or --datapath bpf")
 		}
 		if err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("device %s: hairpin: %w", name, err)

@@ -45,6 +45,12 @@ func (p *Path) forward() error {
 	if err != nil {
 		return err
 	}
+	router := m.Router
+	defer func() {
+		if m.Router && !router {
+			m.Foreign, _ = p.foreign()
+		}
+	}()
 	return ns.Do(func() error {
 		for key, others := range changedBy {
 			on, err := readNet(key)
@@ -115,7 +121,24 @@ func (p *Path) setting(m *meta, key, was, to string) error {
 	return nil
 }
 
-// unforward puts back what forward and bridges changed, where it still is as we left it.
+// foreign counts others' rules for what the host forwards.
+func (p *Path) foreign() (n int, err error) {
+	t, err := p.tool()
+	if err != nil {
+		return 0, err
+	}
+	for family := range families {
+		have, err := t.look(family)
+		if err != nil {
+			return 0, err
+		}
+		n += have.foreign
+	}
+	return n, nil
+}
+
+// unforward puts back what forward changed, where it still is as we left it. Forwarding stays on if
+// somebody has made rules for it since: another engine finds it on, and does not say that it needs it.
 func (p *Path) unforward() error {
 	m, err := p.meta()
 	if err != nil || len(m.Settings) == 0 {
@@ -124,6 +147,10 @@ func (p *Path) unforward() error {
 	ns, err := p.host.Netns()
 	if err != nil {
 		return err
+	}
+	if n, err := p.foreign(); m.Router && err == nil && n > m.Foreign {
+		p.host.Warn("net.ipv4.ip_forward stays 1: rules that are not bpfnet's have come, and may need it")
+		return nil
 	}
 	return ns.Do(func() error {
 		var errs []error

@@ -97,12 +97,16 @@ func TestDelta(t *testing.T) {
 		r.add("raw", chainDirect, "-j DROP")
 	})
 	lines := func(s ...string) string { return strings.Join(s, "\n") + "\n" }
-	require.Empty(t, delta(one, one))
+	change := func(was, now *ruleset) string {
+		script, _ := delta(was, now)
+		return script
+	}
+	require.Empty(t, change(one, one))
 	require.Equal(t, lines("*filter", ":BPFNET-FORWARD - [0:0]", ":BPFNET-PUB-1 - [0:0]",
-		"-A BPFNET-FORWARD -o a -j ACCEPT", "-A BPFNET-PUB-1 -d x -j ACCEPT", "-A BPFNET-PUB-1 -d x -j ACCEPT", "COMMIT"), delta(empty, one))
+		"-A BPFNET-FORWARD -o a -j ACCEPT", "-A BPFNET-PUB-1 -d x -j ACCEPT", "-A BPFNET-PUB-1 -d x -j ACCEPT", "COMMIT"), change(empty, one))
 	require.Equal(t, lines("*raw", "-A BPFNET-DIRECT -j DROP", "COMMIT", "*filter", ":BPFNET-FORWARD - [0:0]",
-		"-A BPFNET-FORWARD -o b -j ACCEPT", "-D BPFNET-PUB-1 -d x -j ACCEPT", "-A BPFNET-PUB-1 -d y -j ACCEPT", "COMMIT"), delta(one, two))
-	require.Equal(t, lines("*filter", ":BPFNET-FORWARD - [0:0]", ":BPFNET-PUB-1 - [0:0]", "-X BPFNET-FORWARD", "-X BPFNET-PUB-1", "COMMIT"), delta(one, empty))
+		"-A BPFNET-FORWARD -o b -j ACCEPT", "-D BPFNET-PUB-1 -d x -j ACCEPT", "-A BPFNET-PUB-1 -d y -j ACCEPT", "COMMIT"), change(one, two))
+	require.Equal(t, lines("*filter", ":BPFNET-FORWARD - [0:0]", ":BPFNET-PUB-1 - [0:0]", "-X BPFNET-FORWARD", "-X BPFNET-PUB-1", "COMMIT"), change(one, empty))
 }
 
 // What iptables-save says of others' rules is none of ours, unless they lead to a chain of ours.

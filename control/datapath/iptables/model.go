@@ -96,28 +96,34 @@ func (k *kind[T]) set(id uint32, now *T) error {
 	return err
 }
 
-// each reads all records.
-func (k *kind[T]) each(fn func(id uint32, now *T) error) error {
-	if !k.all {
-		err := k.p.host.Records().Each(k.prefix, func(key string, decode func(any) error) error {
-			id, err := strconv.ParseUint(strings.TrimPrefix(key, k.prefix), 10, 32)
-			if err != nil {
-				return fmt.Errorf("record %s: %w", key, err)
-			}
-			if k.items[uint32(id)] != nil {
-				return nil
-			}
-			var was T
-			if err := decode(&was); err != nil {
-				return err
-			}
-			k.items[uint32(id)] = &item[T]{&was, &was}
-			return nil
-		})
+// read reads all records.
+func (k *kind[T]) read() error {
+	if k.all {
+		return nil
+	}
+	err := k.p.host.Records().Each(k.prefix, func(key string, decode func(any) error) error {
+		id, err := strconv.ParseUint(strings.TrimPrefix(key, k.prefix), 10, 32)
 		if err != nil {
+			return fmt.Errorf("record %s: %w", key, err)
+		}
+		if k.items[uint32(id)] != nil {
+			return nil
+		}
+		var was T
+		if err := decode(&was); err != nil {
 			return err
 		}
-		k.all = true
+		k.items[uint32(id)] = &item[T]{&was, &was}
+		return nil
+	})
+	k.all = err == nil
+	return err
+}
+
+// each is all records, as they are to be.
+func (k *kind[T]) each(fn func(id uint32, now *T) error) error {
+	if err := k.read(); err != nil {
+		return err
 	}
 	for _, id := range sortedKeys(k.items) {
 		if now := k.items[id].now; now != nil {
@@ -161,6 +167,7 @@ type meta struct {
 	Settings map[string]string `json:"settings,omitempty"` // of /proc/sys/net, as they were
 	Bridges  map[string]calls  `json:"bridges,omitempty"`  // adopted bridges, as they were
 	Router   bool              `json:"router,omitempty"`   // forwarding is on because of us
+	Foreign  int               `json:"foreign,omitempty"`  // others' rules for what is forwarded, when it was turned on
 	Sources  int               `json:"sources,omitempty"`  // publications with from=
 	Pool     pool              `json:"pool,omitempty"`     // of masquerade
 }

@@ -321,11 +321,11 @@ func (p *Path) Remove() error {
 		if err != nil {
 			return err
 		}
-		if err := t.purge(); err != nil {
+		if err := errors.Join(t.purge(), p.unforward()); err != nil {
 			return err
 		}
 	}
-	if err := errors.Join(p.unforward(), p.unhairpin(), p.restoreBridges()); err != nil {
+	if err := errors.Join(p.unhairpin(), p.restoreBridges()); err != nil {
 		return err
 	}
 	var keys []string

@@ -72,8 +72,13 @@ func because(reason string) string { return `-m comment --comment "bpfnet ` + re
 
 const ours = `-m comment --comment bpfnet`
 
+// manyDeletions is from where on it is faster to write all rules anew than to look each one
+// up in its chain, as iptables-restore does.
+const manyDeletions = 64
+
 // delta is the script that makes was, rules that are in force, to now; empty: they are the same.
-func delta(was, now *ruleset) string {
+// deletions is how many rules it takes out one by one.
+func delta(was, now *ruleset) (script string, deletions int) {
 	var b strings.Builder
 	for _, table := range tables {
 		var head, body, tail []string
@@ -91,6 +96,7 @@ func delta(was, now *ruleset) string {
 			case !c.grows():
 			default:
 				gone, fresh := difference(old, next)
+				deletions += len(gone)
 				for _, r := range gone {
 					body = append(body, "-D "+c.name+" "+r)
 				}
@@ -101,7 +107,7 @@ func delta(was, now *ruleset) string {
 		}
 		write(&b, table, head, body, tail)
 	}
-	return b.String()
+	return b.String(), deletions
 }
 
 func write(b *strings.Builder, table string, parts ...[]string) {

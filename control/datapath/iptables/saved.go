@@ -10,10 +10,11 @@ import (
 
 // saved is what iptables-save says of our rules.
 type saved struct {
-	chains  map[chain]bool // ours
-	counts  map[chain]int  // rules in them
-	leading []leading      // rules of the kernel's chains that lead to ours
-	others  map[string]bool
+	chains  map[chain]bool    // ours
+	counts  map[chain]int     // rules in them
+	leading []leading         // rules of the kernel's chains that lead to ours
+	others  map[string]bool   // chains of ours that somebody else's rules lead to
+	foreign int               // somebody else's rules for what the host forwards
 	drops   map[string]uint64 // packets, by reason
 	text    strings.Builder   // all of it, without counters
 }
@@ -67,7 +68,10 @@ func (s *saved) rule(table, counters, rule string) {
 		s.counts[chain{table, name}]++
 	default:
 		if strings.HasPrefix(target, prefixOurs) {
-			s.others[target] = true // somebody else's rule leads there
+			s.others[target] = true
+		}
+		if name == "FORWARD" || name == "POSTROUTING" {
+			s.foreign++
 		}
 		return
 	}

@@ -33,19 +33,22 @@ func (p *Path) write() error {
 			if err != nil {
 				return err
 			}
-			script := delta(old, next)
+			script, deletions := delta(old, next)
 			done = script == ""
-			if !done {
+			if !done && deletions < manyDeletions {
 				err = t.restore(family, script)
 				if done = err == nil; done {
-					p.host.Undo("rules of "+families[family], func() error { return t.restore(family, delta(next, old)) })
+					p.host.Undo("rules of "+families[family], func() error {
+						back, _ := delta(next, old)
+						return t.restore(family, back)
+					})
 				}
 			}
 		}
 		if done {
 			continue
 		}
-		// Somebody's hand was in our chains, or this is a reconcile.
+		// Somebody's hand was in our chains, or much goes, or this is a reconcile.
 		if err := p.writeAll(t, now, family); err != nil {
 			return err
 		}
@@ -63,7 +66,21 @@ func (p *Path) writeAll(t *tool, now view, family int) error {
 	if err != nil {
 		return err
 	}
-	return t.restore(family, whole(all, have))
+	if err := t.restore(family, whole(all, have)); err != nil || p.host.Reconciling() {
+		return err
+	}
+	before, err := view{p, true, &p.before}.everything(family)
+	if err != nil {
+		return err
+	}
+	p.host.Undo("rules of "+families[family], func() error {
+		have, err := t.look(family)
+		if err != nil {
+			return err
+		}
+		return t.restore(family, whole(before, have))
+	})
+	return nil
 }
 
 // dirty says whether rules may have to change.
@@ -95,7 +112,7 @@ func (v view) changed(family int) (*ruleset, error) {
 		}
 	}
 	if nets { // an endpoint is protected as its network says
-		if err := v.p.endpoints.each(func(uint32, *endpoint) error { return nil }); err != nil {
+		if err := v.p.endpoints.read(); err != nil {
 			return nil, err
 		}
 	}
@@ -124,11 +141,24 @@ func (v view) everything(family int) (*ruleset, error) {
 	if err := v.structure(r, family); err != nil {
 		return nil, err
 	}
-	err := v.p.endpoints.each(func(_ uint32, e *endpoint) error { return v.direct(r, family, e) })
-	if err != nil {
+	if err := errors.Join(v.p.endpoints.read(), v.p.rules.read()); err != nil {
 		return nil, err
 	}
-	return r, v.p.rules.each(func(number uint32, x *rule) error { return v.rule(r, family, number, x) })
+	for _, slot := range sortedKeys(v.p.endpoints.items) {
+		if e := pick(v, v.p.endpoints.items[slot]); e != nil {
+			if err := v.direct(r, family, e); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, number := range sortedKeys(v.p.rules.items) {
+		if x := pick(v, v.p.rules.items[number]); x != nil {
+			if err := v.rule(r, family, number, x); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return r, nil
 }
 
 // countSources keeps count of the publications with sources.
