@@ -11,7 +11,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme clean
+.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance differences soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ readme: deps go-found ## runs what README.md shows and writes the output into it
 
 conformance: deps vm-deps go-found ## every row that is promised; writes docs/conformance.md (root)
 	$(GO) run ./tests/conformance/run docs/conformance.md
+
+differences: deps go-found ## the rows on iptables; what fails must be listed; writes docs/differences.md
+	$(GO) run ./tests/conformance/run -datapath iptables docs/differences.md
 
 soak: deps vm-deps go-found ## the same with the counts that are promised; writes docs/soak.md
 	BPFNET_SOAK=1 $(GO) run ./tests/conformance/run docs/soak.md

@@ -51,11 +51,15 @@ func TestA8(t *testing.T) {
 			c := c.in(t)
 			mark := []byte("crafted by " + x.name)
 			var frames [][]byte
+			seen := 0 // by who counts: what is no bridge's of ::1 the kernel itself drops before netfilter
 			for _, to := range []string{"127.0.0.1:8081", "127.0.0.1:8080", "127.0.0.2:8081", "127.0.0.2:8080", "127.0.0.1:5300", "[::1]:8081", "[::1]:5300"} {
 				dst := netip.MustParseAddrPort(to)
 				packet := lab.Packet{SrcMAC: x.src, DstMAC: x.dst, Src: x.ip4, Dst: dst.Addr()}
 				if dst.Addr().Is6() {
 					packet.Src = x.ip6
+				}
+				if dst.Addr().Is4() || !netfilter() || x.name != "X" {
+					seen += 2
 				}
 				frames = append(frames, packet.UDP(4000, dst.Port(), mark), packet.TCP(4001, dst.Port(), "S", 1, 0, mark))
 			}
@@ -74,8 +78,8 @@ func TestA8(t *testing.T) {
 			n, before := times(10_000, 700), c.drops("LOOPBACK")
 			require.NoError(t, lab.InjectEach(x.ns, "eth0", n, func(i int) []byte { return frames[i%len(frames)] }))
 			require.True(t, arrived.Wait(n+1, wait), "%d of %d arrived at H", arrived.Count(), n+1)
-			require.Eventually(t, func() bool { return c.drops("LOOPBACK")-before == uint64(n) }, wait, 5*time.Millisecond,
-				"%d of %d counted", c.drops("LOOPBACK")-before, n)
+			require.Eventually(t, func() bool { return c.drops("LOOPBACK")-before == uint64(n*seen/len(frames)) }, wait, 5*time.Millisecond,
+				"%d of %d counted", c.drops("LOOPBACK")-before, n*seen/len(frames))
 			require.Equal(t, 1, through.Count(), "reached the server: %s", lab.Describe(through.Frames()))
 			for _, f := range answers.Frames() {
 				if ip := lab.Decode(f).NetworkLayer(); ip != nil {

@@ -127,6 +127,9 @@ func (w *ways) work() {
 // passed: each of the programs on its way out stops it, though the kernel forwards.
 func (w *ways) closed(device string, exits ...hook) {
 	w.t.Helper()
+	if netfilter() {
+		return // there is none to detach
+	}
 	w.forwarding("1")
 	w.detach(hook{loader.BPFProgFromEndpoint, w.endpoint("peer", "n1").HostIf, w.kind()})
 	arrived := lab.CaptureIn(w.t, w.Client, device, w.station(w.peer, "n1").mentions)

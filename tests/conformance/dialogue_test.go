@@ -31,6 +31,7 @@ const talkPace = time.Millisecond
 // talking asks server at to over one socket, by "tcp" or "udp", until the talk is ended.
 func (c *cast) talking(proto string, from *netns.NS, to, server string) *dialogue {
 	c.t.Helper()
+	to = detour(to)
 	conn, err := lab.Dial(from, proto, "", to, wait)
 	require.NoError(c.t, err, "%s to %s", proto, to)
 	return c.talk(fmt.Sprintf("%s to %s", proto, to), func(i int64) error {

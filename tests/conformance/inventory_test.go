@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -230,6 +231,9 @@ func (inv *inventory) kernel() {
 	for _, key := range []string{"ipv4/ip_local_reserved_ports", "ipv4/ip_forward", "ipv4/conf/lo/route_localnet", "ipv4/conf/lo/accept_local"} {
 		inv.add("sysctl %s %s", key, lab.ReadSysctl(t, host, key))
 	}
+	if netfilter() {
+		return
+	}
 	require.NoError(t, host.Do(func() error {
 		list, err := loader.Attachments(inv.c.BPFFS)
 		for _, a := range list {
@@ -266,6 +270,10 @@ func (inv *inventory) network(n uint32) string {
 // tables are the maps that the programs read.
 func (inv *inventory) tables() {
 	t := inv.c.t
+	if netfilter() {
+		inv.rules()
+		return
+	}
 	src, err := loader.OpenMaps(loader.Options{BPFFS: inv.c.BPFFS})
 	require.NoError(t, err)
 	defer src.Close()
@@ -308,6 +316,22 @@ func (inv *inventory) tables() {
 	require.NoError(t, err)
 	for l := range links {
 		inv.add("map link %s %s %s %d", inv.slot(l.Client), inv.slot(l.Server), l.Proto, l.Port)
+	}
+}
+
+// numbered is a chain of a rule or network, which has another number each time.
+var numbered = regexp.MustCompile(`BPFNET-(S|TO|PUB|LINK)-\d+`)
+
+// rules are those of netfilter, without their order.
+func (inv *inventory) rules() {
+	for _, family := range []string{"iptables-save", "ip6tables-save"} {
+		out, err := inv.c.Run(inv.c.Host, family)
+		require.NoError(inv.c.t, err, out)
+		for line := range strings.Lines(out) {
+			if strings.HasPrefix(line, "-A ") {
+				inv.add("%s %s", family, numbered.ReplaceAllString(strings.TrimSpace(line), "BPFNET-$1-number"))
+			}
+		}
 	}
 }
 

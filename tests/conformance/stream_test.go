@@ -32,6 +32,7 @@ type stream struct {
 // streaming starts one from a namespace to a port.
 func (c *cast) streaming(from *netns.NS, to string) *stream {
 	c.t.Helper()
+	to = detour(to)
 	dst := netip.MustParseAddrPort(to)
 	network := "udp6"
 	if dst.Addr().Is4() {

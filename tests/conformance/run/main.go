@@ -6,7 +6,8 @@
 //
 //	go run ./tests/conformance/run [-run REGEXP] docs/conformance.md
 //
-// With -run the lines of the rows that did not run stay as they are.
+// With -run the lines of the rows that did not run stay as they are. With -datapath iptables it
+// runs them there, and holds them to the list of known differences.
 package main
 
 import (
@@ -31,10 +32,18 @@ import (
 
 func main() {
 	run := flag.String("run", ".", "which tests")
+	path := flag.String("datapath", "bpf", "bpf; iptables: compares with the list of differences")
 	flag.Parse()
 	if flag.NArg() != 1 {
 		fmt.Fprintln(os.Stderr, "conformance: name the file to write: docs/conformance.md")
 		os.Exit(2)
+	}
+	if *path == "iptables" {
+		if err := differences(flag.Arg(0), *run); err != nil {
+			fmt.Fprintln(os.Stderr, "conformance:", err)
+			os.Exit(1)
+		}
+		return
 	}
 	soak, file := os.Getenv("BPFNET_SOAK") != "", flag.Arg(0)
 	outcomes, err := tests(*run, soak)
