@@ -22,7 +22,7 @@ func put4(t *testing.T, m *ebpf.Map, src, dst netip.AddrPort, zone uint32, proto
 	key = binary.BigEndian.AppendUint16(key, src.Port())
 	key = binary.BigEndian.AppendUint16(key, dst.Port())
 	key = binary.NativeEndian.AppendUint32(key, zone)
-	key = append(key, byte(proto), 0, 0, 0)
+	key = append(key, byte(proto), 0, 0, 0, 0, 0, 0, 0)
 	require.NoError(t, m.Put(key, &f))
 }
 
@@ -33,7 +33,7 @@ func put6(t *testing.T, m *ebpf.Map, src, dst netip.AddrPort, zone uint32, proto
 	key = binary.BigEndian.AppendUint16(key, src.Port())
 	key = binary.BigEndian.AppendUint16(key, dst.Port())
 	key = binary.NativeEndian.AppendUint32(key, zone)
-	key = append(key, byte(proto), 0, 0, 0)
+	key = append(key, byte(proto), 0, 0, 0, 0, 0, 0, 0)
 	require.NoError(t, m.Put(key, &f))
 }
 
