@@ -71,6 +71,7 @@ func codeOf(err error) int {
 
 // execute returns only when the command could not be executed.
 func execute(path string, args, env []string) (int, error) {
+	heedSignals()
 	err := syscall.Exec(path, args, env)
 	if errors.Is(err, unix.ENOENT) {
 		return CodeNotFound, fmt.Errorf("%s: its interpreter or loader was not found", path)
