@@ -63,6 +63,9 @@ func (o *op) initHost(flags *Config) error {
 		return err
 	}
 	o.host = h
+	if err := kinds[h.Datapath].probe(); err != nil {
+		return err
+	}
 	ns, err := o.hostNetns()
 	if err != nil {
 		return err

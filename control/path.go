@@ -24,6 +24,7 @@ type kind struct {
 	open    func(datapath.Host) datapath.Datapath
 	patrol  func(datapath.Host) datapath.Patrol
 	missing func(h *hostRecord) string // what should be in the kernel and is not, at a glance
+	probe   func() error               // does this kernel have what it takes, and may we? Before Install
 }
 
 var kinds = map[string]kind{
@@ -31,11 +32,13 @@ var kinds = map[string]kind{
 		open:    func(h datapath.Host) datapath.Datapath { return bpf.New(h) },
 		patrol:  func(h datapath.Host) datapath.Patrol { return bpf.NewPatrol(h.Pins()) },
 		missing: func(h *hostRecord) string { return bpf.Missing(h.BPFFS) },
+		probe:   func() error { _, err := bpf.Probe(); return err },
 	},
 	DatapathIPTables: {
 		open:    func(h datapath.Host) datapath.Datapath { return iptables.New(h) },
 		patrol:  iptables.NewPatrol,
 		missing: func(*hostRecord) string { return "" },
+		probe:   func() error { return nil },
 	},
 }
 

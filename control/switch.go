@@ -18,6 +18,9 @@ func (o *op) switchPath(to string) (err error) {
 			return err
 		}
 	}
+	if err := kinds[to].probe(); err != nil {
+		return err
+	}
 	if err := o.path().Install(); err != nil {
 		return err
 	}

@@ -151,7 +151,7 @@ var badLines = []refusal{
 	{line: "inspect -f {{.Nope}} srv", words: "--format"},
 	// Which host.
 	{line: "--root FILE ps", words: "FILE"}, {line: "--root FILE/x ps", words: "FILE/x"}, {line: "--netns NONE ps", words: "--netns"}, {line: "--bpffs NONE ps", words: "--bpffs"},
-	{line: "--cgroup NONE ps", words: "--cgroup"}, {line: "--datapath frob ps", words: "frob"}, {line: "--datapath iptables init", words: "iptables"},
+	{line: "--cgroup NONE ps", words: "--cgroup"}, {line: "--datapath frob ps", words: "frob"}, {line: "--datapath iptables ps", words: "iptables"}, {line: "--datapath frob init", words: "frob"},
 	{line: "--config NONE init", words: "NONE"}, {line: "--config FILE init", words: "FILE"}, {line: "--config UNKNOWN init", words: "UNKNOWN|frob"},
 	{line: "--config WRONG init", words: "WRONG|mtu"},
 	{line: "--root DIR/r2 --bpffs DIR/b2 init", words: "another bpfnet|uninstall"}, // a second one in one namespace

@@ -13,9 +13,6 @@ import (
 
 // Install loads programs and maps, and attaches what the host's devices need.
 func (p *Path) Install() error {
-	if _, err := loader.Probe(); err != nil {
-		return err
-	}
 	ns, err := p.host.Netns()
 	if err != nil {
 		return err
