@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
@@ -36,6 +37,8 @@ func TestG5(t *testing.T) {
 		}
 	}
 	talks = append(talks, c.pinging(s.ns, lab.ClientIPv4), c.pinging(p.ns, s.ip6.String()))
+	// A new UDP socket for each question, for minutes: their flows are there for five.
+	require.NoError(t, c.m.Init(&control.Config{Quota: 131072}))
 	run := func(name string, args ...string) {
 		_, err := c.Run(c.Host, name, args...)
 		require.NoError(t, err)
