@@ -364,3 +364,14 @@ func TestIPTablesForwardingStays(t *testing.T) {
 	require.Contains(t, l.warns[0], "ip_forward stays 1")
 	require.NotContains(t, l.rules(iptables.NFT), "BPFNET")
 }
+
+// What conntrack does in its own way is not accepted without a word.
+func TestIPTablesLimits(t *testing.T) {
+	l := netfilterLab(t, iptables.NFT)
+	l.container("web", ContainerOptions{})
+	require.NoError(t, l.m.Init(nil))
+	require.Empty(t, l.warns)
+	require.NoError(t, l.m.Init(&Config{Quota: 7, TimeoutUDP: "90s"}))
+	require.Len(t, l.warns, 1)
+	require.Contains(t, l.warns[0], "flow-quota, timeout-udp: kept for --datapath bpf, and not in force")
+}

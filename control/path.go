@@ -86,7 +86,7 @@ func (h *pathHost) Settings() (s datapath.Settings, err error) {
 		return s, err
 	}
 	c := &h.o.host.Config
-	s = datapath.Settings{FlowTable: c.FlowTableSize, HalfOpen: c.HalfOpenTableSize, Quota: c.Quota, PoolAsked: c.MasqueradePorts != "",
+	s = datapath.Settings{FlowTable: c.FlowTableSize, HalfOpen: c.HalfOpenTableSize, Quota: c.Quota, PoolAsked: c.MasqueradePorts != "", LimitsAsked: c.limitsAsked(),
 		Forward: c.IPForward == nil || *c.IPForward, Flavour: c.IPTables}
 	if s.Pool, err = masqueradeRanges(c.MasqueradePorts, first, last); err != nil {
 		return s, err

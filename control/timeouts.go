@@ -42,3 +42,28 @@ func (c *Config) timeouts() (maps.Timeouts, error) {
 	}
 	return t, nil
 }
+
+// limitsAsked are the keys of those of the tables' sizes, the quota and the timeouts that are
+// not what nobody said.
+func (c *Config) limitsAsked() (keys []string) {
+	none := Config{}.withDefaults()
+	for _, x := range []struct {
+		key   string
+		asked bool
+	}{
+		{"flow-table-size", c.FlowTableSize != none.FlowTableSize},
+		{"half-open-table-size", c.HalfOpenTableSize != none.HalfOpenTableSize},
+		{"flow-quota", c.Quota != c.FlowTableSize/4},
+		{"timeout-tcp", c.TimeoutTCP != ""},
+		{"timeout-tcp-transitory", c.TimeoutTCPTransitory != ""},
+		{"timeout-udp", c.TimeoutUDP != ""},
+		{"timeout-udp-new-in", c.TimeoutUDPNewIn != ""},
+		{"timeout-udp-new-out", c.TimeoutUDPNewOut != ""},
+		{"timeout-icmp", c.TimeoutICMP != ""},
+	} {
+		if x.asked {
+			keys = append(keys, x.key)
+		}
+	}
+	return keys
+}

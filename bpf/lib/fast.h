@@ -50,7 +50,10 @@ static __always_inline bool fast_too_big(struct __sk_buff *skb, __u32 l3, __u32 
 	       too_big(skb, l3, l4 - l3 + (tcp->doff >> 4) * 4, mtu);
 }
 
-/* verdict, state, flags and kind as one word: established, and of one family. */
+/* verdict, state, flags and kind as one word: established, and of one family. Ports
+ * are moved as one, too. */
+_Static_assert(__builtin_offsetof(struct flow, kind) == __builtin_offsetof(struct flow, verdict) + 3 &&
+	       __builtin_offsetof(struct flow, dport) == __builtin_offsetof(struct flow, sport) + 2, "neighbours");
 #define PLAIN_MASK bpf_htonl(0x00ff0000 | (FLOW_TO_IPV4 | FLOW_TO_IPV6) << 8)
 #define PLAIN bpf_htonl(FLOW_ESTABLISHED << 16)
 

@@ -264,7 +264,9 @@ static __always_inline __u32 mix(__u32 hash, __u32 word)
 /* The distance of a TCP client's own port from the one that it gets in the pool: RFC 6056
  * section 3.3.3. So a client that uses its port again gets the same one, and whoever is in
  * TIME_WAIT on the other side sees timestamps and sequence numbers that go on. By another
- * of its ports they would go back, and the new connection would wait for seconds (RFC 6191). */
+ * of its ports they would go back, and the new connection would wait for seconds (RFC 6191).
+ * The secret keeps the ports of different clients apart; that nobody guesses one is owed
+ * to the client's own choice, and so the hash need not be a cryptographic one. */
 static __noinline __u32 port_offset(const struct scratch *s, __u32 secret)
 {
 	__u32 hash = secret;

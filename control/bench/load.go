@@ -125,24 +125,32 @@ func (p *place) stream(ctx context.Context) (o outcome, err error) {
 	if p.w.out != (p.from == p.web) {
 		args = append(args, "-R")
 	}
-	o.before = p.meter.read(p.Cgroup)
-	client, err := p.tool(ctx, p.from, p.client, "iperf3", args...)
+	client, err := p.measured(ctx, &o, server, "iperf3", args...)
 	if err != nil {
 		return o, err
 	}
-	defer client.end()
-	if o.pinned[0], err = pinnedTo(client.cmd.Process.Pid); err != nil {
-		return o, err
+	return o, o.readIperf(client.out.Bytes())
+}
+
+// measured runs a foreign client against a server that runs, and notes what both cost. The
+// client that comes back has ended.
+func (p *place) measured(ctx context.Context, o *outcome, server *tool, name string, args ...string) (*tool, error) {
+	o.before = p.meter.read(p.Cgroup)
+	client, err := p.tool(ctx, p.from, p.client, name, args...)
+	if err != nil {
+		return nil, err
 	}
-	if o.pinned[1], err = pinnedTo(server.cmd.Process.Pid); err != nil {
-		return o, err
+	defer client.end()
+	for i, t := range []*tool{client, server} {
+		if o.pinned[i], err = pinnedTo(t.cmd.Process.Pid); err != nil {
+			return nil, err
+		}
 	}
 	if err := client.wait(); err != nil {
-		return o, err
+		return nil, err
 	}
-	o.after = p.meter.read(p.Cgroup)
-	o.ran = [2]int{-1, -1}
-	return o, o.readIperf(client.out.Bytes())
+	o.after, o.ran = p.meter.read(p.Cgroup), [2]int{-1, -1}
+	return client, nil
 }
 
 // readIperf takes from iperf3's JSON what was received.
@@ -206,23 +214,10 @@ func (p *place) http(ctx context.Context) (o outcome, err error) {
 	if p.w.short {
 		args = append(args, "-H", "Connection: close")
 	}
-	o.before = p.meter.read(p.Cgroup)
-	client, err := p.tool(ctx, p.from, p.client, "wrk", append(args, url)...)
+	client, err := p.measured(ctx, &o, server, "wrk", append(args, url)...)
 	if err != nil {
 		return o, err
 	}
-	defer client.end()
-	if o.pinned[0], err = pinnedTo(client.cmd.Process.Pid); err != nil {
-		return o, err
-	}
-	if o.pinned[1], err = pinnedTo(server.cmd.Process.Pid); err != nil {
-		return o, err
-	}
-	if err := client.wait(); err != nil {
-		return o, err
-	}
-	o.after = p.meter.read(p.Cgroup)
-	o.ran = [2]int{-1, -1}
 	return o, o.readWrk(client.out.String())
 }
 

@@ -149,8 +149,9 @@ type Settings struct {
 	Pool                []maps.PortRange // source ports of masquerade
 	PoolAsked           bool             // Pool was named by the user
 	Timeouts            maps.Timeouts
-	Forward             bool   // the kernel's forwarding may be turned on
-	Flavour             string // of iptables: nft, legacy; "" looks
+	LimitsAsked         []string // keys of those of sizes, quota and timeouts that the user named
+	Forward             bool     // the kernel's forwarding may be turned on
+	Flavour             string   // of iptables: nft, legacy; "" looks
 }
 
 // Network is what Host knows of a network beside what SetNetwork is told.

@@ -141,24 +141,9 @@ func (b Bridge) inside(ifindex int, made bool) error {
 	if b.Adopt || made {
 		return nil // a new bridge has neither
 	}
-	return setFilters(ifindex, 0, 0)
-}
-
-// setFilters is called on a thread inside the namespace. It is by hand: the netlink
-// package does not know STP and changes no existing bridge, and /sys belongs to
-// the namespace in which it was mounted.
-func setFilters(ifindex int, stp uint32, snooping uint8) error {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(ifindex)
-	req.AddData(msg)
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
-	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
-	data.AddRtAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(stp))
-	data.AddRtAttr(nl.IFLA_BR_MCAST_SNOOPING, nl.Uint8Attr(snooping))
-	req.AddData(info)
-	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+	err := SetBridgeData(ifindex, nl.NewRtAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(0)),
+		nl.NewRtAttr(nl.IFLA_BR_MCAST_SNOOPING, nl.Uint8Attr(0)))
+	if err != nil {
 		return fmt.Errorf("stp, multicast snooping: %w", err)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -116,7 +117,15 @@ func TestEnsureBridgeRepairs(t *testing.T) {
 		b := testBridge(t)
 		ifindex, err := EnsureBridge(ns, b)
 		require.NoError(t, err)
-		require.NoError(t, ns.Do(func() error { return setFilters(ifindex, 1, 1) }))
+		require.NoError(t, ns.Do(func() error {
+			return SetBridgeData(ifindex, nl.NewRtAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(1)), nl.NewRtAttr(nl.IFLA_BR_MCAST_SNOOPING, nl.Uint8Attr(1)))
+		}))
+		require.NoError(t, ns.Do(func() error {
+			data, err := BridgeData(ifindex)
+			require.Equal(t, nl.Uint32Attr(1), data[nl.IFLA_BR_STP_STATE])
+			require.Equal(t, nl.Uint8Attr(1), data[nl.IFLA_BR_MCAST_SNOOPING])
+			return err
+		}))
 		require.Equal(t, "1", stpState(t, ns, b.Name))
 		require.True(t, *getLink(t, h, b.Name).(*netlink.Bridge).MulticastSnooping)
 		_, err = EnsureBridge(ns, b)

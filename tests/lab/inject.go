@@ -40,6 +40,7 @@ type Injector struct {
 	fd     int
 }
 
+// NewInjector sends by a device of a namespace; the caller closes it.
 func NewInjector(ns *netns.NS, device string) (*Injector, error) {
 	fd, err := packetSocket(ns, device, 0)
 	return &Injector{device, fd}, err
@@ -47,6 +48,7 @@ func NewInjector(ns *netns.NS, device string) (*Injector, error) {
 
 func (i *Injector) Close() error { return unix.Close(i.fd) }
 
+// Send waits up to five seconds for room in the device's queue, for each frame.
 func (i *Injector) Send(frames ...[]byte) error {
 	for _, f := range frames {
 		var err error

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/maps"
 )
 
@@ -131,68 +132,24 @@ func (p *Path) restoreBridges() error {
 	})
 }
 
-// bridgeCalls asks for IFLA_BR_NF_CALL_IPTABLES and its like: the netlink package does not know them.
+// bridgeCalls runs on a thread in the namespace, as setBridgeCalls does.
 func bridgeCalls(index int) (c calls, err error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	req.AddData(msg)
-	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	data, err := link.BridgeData(index)
 	if err != nil {
 		return c, err
 	}
-	for _, answer := range answers {
-		if len(answer) < unix.SizeofIfInfomsg {
-			continue
-		}
-		attrs, err := nl.ParseRouteAttr(answer[unix.SizeofIfInfomsg:])
-		if err != nil {
-			return c, err
-		}
-		for _, a := range attrs {
-			if a.Attr.Type != unix.IFLA_LINKINFO {
-				continue
-			}
-			info, err := nl.ParseRouteAttr(a.Value)
-			if err != nil {
-				return c, err
-			}
-			for _, i := range info {
-				if i.Attr.Type != nl.IFLA_INFO_DATA {
-					continue
-				}
-				data, err := nl.ParseRouteAttr(i.Value)
-				if err != nil {
-					return c, err
-				}
-				for _, d := range data {
-					switch {
-					case len(d.Value) == 0:
-					case d.Attr.Type == nl.IFLA_BR_NF_CALL_IPTABLES:
-						c.IPv4 = d.Value[0]
-					case d.Attr.Type == nl.IFLA_BR_NF_CALL_IP6TABLES:
-						c.IPv6 = d.Value[0]
-					}
-				}
-			}
+	for kind, to := range map[uint16]*uint8{nl.IFLA_BR_NF_CALL_IPTABLES: &c.IPv4, nl.IFLA_BR_NF_CALL_IP6TABLES: &c.IPv6} {
+		if v := data[kind]; len(v) > 0 {
+			*to = v[0]
 		}
 	}
 	return c, nil
 }
 
-// setBridgeCalls runs on a thread in the namespace.
 func setBridgeCalls(index int, c calls) error {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	req.AddData(msg)
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
-	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
-	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IPTABLES, nl.Uint8Attr(c.IPv4))
-	data.AddRtAttr(nl.IFLA_BR_NF_CALL_IP6TABLES, nl.Uint8Attr(c.IPv6))
-	req.AddData(info)
-	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+	err := link.SetBridgeData(index, nl.NewRtAttr(nl.IFLA_BR_NF_CALL_IPTABLES, nl.Uint8Attr(c.IPv4)),
+		nl.NewRtAttr(nl.IFLA_BR_NF_CALL_IP6TABLES, nl.Uint8Attr(c.IPv6)))
+	if err != nil {
 		return fmt.Errorf("device %d: bridge-nf-call-iptables: %w", index, err)
 	}
 	return nil

@@ -17,13 +17,13 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
+	gomaps "maps"
 	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/bpfnet/bpfnet/control/datapath"
-	bpf "github.com/bpfnet/bpfnet/maps"
+	"github.com/bpfnet/bpfnet/maps"
 )
 
 // Path is the datapath for one command.
@@ -129,6 +129,10 @@ func (p *Path) configure(m *meta) error {
 	if m.Pool = joinPool(s.Pool, s.PoolAsked); s.PoolAsked && len(s.Pool) > 1 {
 		p.host.Warn("masquerade-ports: iptables takes one range, %s: the others are not used", m.Pool)
 	}
+	if len(s.LimitsAsked) > 0 {
+		p.host.Warn("%s: kept for --datapath bpf, and not in force: conntrack has limits of its own, for the whole host (sysctl net.netfilter)",
+			strings.Join(s.LimitsAsked, ", "))
+	}
 	return p.forward()
 }
 
@@ -198,7 +202,7 @@ func (p *Path) Refresh() error { return p.forward() }
 func (p *Path) RefreshAddrs() error { return nil }
 
 // SetNetwork makes the rules of a network. They are in force before anything is on it.
-func (p *Path) SetNetwork(number uint32, n bpf.Network, device string) error {
+func (p *Path) SetNetwork(number uint32, n maps.Network, device string) error {
 	if strings.ContainsAny(device, "+\"'\\!") || strings.HasPrefix(device, "-") {
 		return fmt.Errorf("bridge %s: iptables takes such a name for a pattern: choose another one", device)
 	}
@@ -240,7 +244,7 @@ func (p *Path) Bridge(number uint32) (ifindex int, ok bool, err error) {
 }
 
 // SetEndpoint keeps other networks and the world from its addresses.
-func (p *Path) SetEndpoint(slot uint32, e bpf.Endpoint, dev datapath.EndpointDevice) error {
+func (p *Path) SetEndpoint(slot uint32, e maps.Endpoint, dev datapath.EndpointDevice) error {
 	return p.endpoints.set(slot, &endpoint{e, dev.Name, dev.Bridge})
 }
 
@@ -341,4 +345,4 @@ func (p *Path) Remove() error {
 	return err
 }
 
-func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(gomaps.Keys(m)) }
