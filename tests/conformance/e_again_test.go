@@ -31,7 +31,7 @@ func TestE9Again(t *testing.T) {
 		lab.Sysctl(t, ns, "ipv4/ip_local_port_range", "50000 50063")
 	}
 	for _, family := range ipVersions {
-		inX, inS := curt(t, c.Client, family), curt(t, s.ns, family)
+		inX, inS := curt(t, c.Client, family, 7100), curt(t, s.ns, family, uint16(7100+family))
 		c.publish(s, fmt.Sprintf("%d:%d", inS.port, inS.port))
 		loopback := map[int]string{4: "127.0.0.1", 6: "::1"}[family]
 		for _, w := range []struct {
@@ -74,11 +74,11 @@ type curtServer struct {
 	port uint16
 }
 
-func curt(t testing.TB, ns *netns.NS, family int) *curtServer {
+func curt(t testing.TB, ns *netns.NS, family int, port uint16) *curtServer {
 	t.Helper()
 	var l net.Listener
 	require.NoError(t, ns.Do(func() (err error) {
-		l, err = net.Listen(fmt.Sprint("tcp", family), ":0")
+		l, err = net.Listen(fmt.Sprint("tcp", family), fmt.Sprint(":", port))
 		return err
 	}))
 	t.Cleanup(func() { l.Close() })
@@ -92,7 +92,7 @@ func curt(t testing.TB, ns *netns.NS, family int) *curtServer {
 			conn.Close()
 		}
 	}()
-	return &curtServer{ns, l.Addr().(*net.TCPAddr).AddrPort().Port()}
+	return &curtServer{ns, port}
 }
 
 // refusedInTimeWait is how many segments a namespace's sockets in TIME_WAIT found too old (RFC 7323 section 5).

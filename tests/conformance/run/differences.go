@@ -3,11 +3,8 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -26,35 +23,22 @@ func differences(file, run string) error {
 	if run == "." {
 		run = allRows
 	}
-	cmd := exec.Command("go", "test", "-json", "-count=1", "-timeout", "30m", "-run", run, "./"+rows.Dir)
-	cmd.Env = append(os.Environ(), "BPFNET_DATAPATH=iptables")
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
 	results, said := make(map[string]string), make(map[string][]string)
-	lines := bufio.NewScanner(out)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var e event
-		if json.Unmarshal(lines.Bytes(), &e) != nil || e.Test == "" {
-			continue
-		}
-		switch e.Action {
-		case "output":
+	err := goTest(rows.Dir, run, "30m", []string{"BPFNET_DATAPATH=iptables"}, func(e event) {
+		switch {
+		case e.Test == "":
+		case e.Action == "output":
 			said[e.Test] = append(said[e.Test], e.Output)
-		case "pass", "fail", "skip":
+		case e.ends():
 			results[e.Test] = e.Action
 			if !strings.Contains(e.Test, "/") {
 				fmt.Printf("%-6s %8.1f s  %s\n", e.Action, e.Elapsed, e.Test)
 			}
 		}
+	})
+	if err != nil {
+		return err
 	}
-	_ = cmd.Wait() // tests fail, and are meant to
 	if len(results) == 0 {
 		return fmt.Errorf("%s: no test ran", rows.Dir)
 	}

@@ -11,8 +11,6 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -123,12 +121,6 @@ func inLab(run string, outcomes map[rows.Test]rows.Outcome) error {
 	return nil
 }
 
-// event is what go test -json prints, see go doc test2json.
-type event struct {
-	Action, Test, Output string
-	Elapsed              float64
-}
-
 // logged is a line of t.Logf: "    file_test.go:12: the figure".
 var logged = regexp.MustCompile(`^\s+\w+_test\.go:\d+: (.*)$`)
 
@@ -138,50 +130,33 @@ func test(dir, run string, soak bool, outcomes map[rows.Test]rows.Outcome) error
 	if soak {
 		limit = "120m"
 	}
-	cmd := exec.Command("go", "test", "-json", "-count=1", "-timeout", limit, "-run", run, "./"+dir)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
 	var said []string
-	over := false
-	lines := bufio.NewScanner(out)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var e event
-		if json.Unmarshal(lines.Bytes(), &e) != nil {
-			continue
-		}
+	err := goTest(dir, run, limit, nil, func(e event) {
 		top, _, _ := strings.Cut(e.Test, "/")
 		key := rows.Test{Dir: dir, Name: top}
 		o := outcomes[key]
-		switch {
-		case e.Action == "output":
+		if e.Action == "output" {
 			said = append(said, e.Output)
 			if m := logged.FindStringSubmatch(strings.TrimRight(e.Output, "\n")); m != nil && top != "" {
 				o.Figures = append(o.Figures, m[1])
 				outcomes[key] = o
 			}
-		case e.Test == top && slices.Contains([]string{"pass", "fail", "skip"}, e.Action):
-			if top != "" {
-				o.Result, o.Seconds = e.Action, e.Elapsed
-				outcomes[key] = o
-				fmt.Printf("%-6s %8.1f s  %s\n", e.Action, e.Elapsed, top)
-			} else {
-				over = true
-			}
-			if e.Action == "fail" {
-				fmt.Print(strings.Join(said, ""))
-			}
-			said = nil
 		}
-	}
-	if err := cmd.Wait(); err != nil && !over {
-		return fmt.Errorf("%s: %w", dir, err)
+		if e.Test != top || !e.ends() {
+			return
+		}
+		if top != "" {
+			o.Result, o.Seconds = e.Action, e.Elapsed
+			outcomes[key] = o
+			fmt.Printf("%-6s %8.1f s  %s\n", e.Action, e.Elapsed, top)
+		}
+		if e.Action == "fail" {
+			fmt.Print(strings.Join(said, ""))
+		}
+		said = nil
+	})
+	if err != nil {
+		return err
 	}
 	// A test that took the process down with it has no end of its own.
 	for key, o := range outcomes {
