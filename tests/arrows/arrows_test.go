@@ -3,7 +3,7 @@
 // Package arrows holds the code base to its drawing: who may import whom.
 //
 //	cmd/bpfnet → control → control/{ipam,link,netns,ports,process,store,watch}, maps
-//	             control → control/datapath/{bpf,iptables} → control/datapath, maps
+//	             control → control/datapath/{bpf,iptables} → control/datapath → control/link, maps
 //	             control/datapath/bpf, maps → loader
 //	maps → loader
 //	tests → all
@@ -25,7 +25,7 @@ var allowed = map[string][]string{
 	"cmd/bpfnet":                {"control", "control/bench", "control/demo", "control/process"},
 	"control":                   {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "control/watch", "control/datapath", "control/datapath/bpf", "control/datapath/iptables", "maps"},
 	"control/datapath":          {"control/link", "control/netns", "maps"},
-	"control/datapath/iptables": {"control/datapath", "control/netns", "maps"},
+	"control/datapath/iptables": {"control/datapath", "control/link", "control/netns", "maps"},
 	"control/datapath/bpf":      {"control/datapath", "control/link", "loader", "maps"},
 	"control/bench":             {"control", "control/lab", "control/netns"},
 	"control/demo":              {"control", "control/lab", "control/netns"},
