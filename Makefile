@@ -11,7 +11,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance differences soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme clean
+.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance differences soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,5 +91,8 @@ differences: deps go-found ## the rows on iptables; what fails must be listed; w
 soak: deps vm-deps go-found ## the same with the counts that are promised; writes docs/soak.md
 	BPFNET_SOAK=1 $(GO) run ./tests/conformance/run docs/soak.md
 
+deb: go-found ## a Debian package: binary, unit, completions, man pages
+	@GO=$(GO) sh packaging/deb
+
 clean: ## what building made
-	rm -f bpfnet
+	rm -f bpfnet bpfnet_*.deb

@@ -24,6 +24,9 @@ type app struct {
 	in, out, err *os.File
 }
 
+// extra are commands that only some builds have.
+var extra []func(*app) *cobra.Command
+
 // execute runs a command line and returns its exit status.
 func execute(a *app, args []string) int {
 	root := a.root()
@@ -70,6 +73,9 @@ connection tracking, no proxy and no daemon take part in it.`,
 		initCommand(a), statusCommand(a), flowsCommand(a), reconcileCommand(a), daemonCommand(a), uninstallCommand(a),
 		demoCommand(a), benchCommand(a), versionCommand(a), superviseCommand(a),
 	)
+	for _, make := range extra {
+		root.AddCommand(make(a))
+	}
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {
