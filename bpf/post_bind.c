@@ -8,6 +8,9 @@
  * kernel does not try another when the guard refuses its choice, and with most of
  * ip_local_port_range published the host would be out of ports. Its peers' answers
  * are its own all the same (remember_local, host_connected).
+ *
+ * A publication of another engine's is none of the guard's (RULE_HELD): the engine has
+ * sockets on its ports, and binds them again when it is restarted.
  */
 #include "lib/decide.h"
 
@@ -51,16 +54,28 @@ static __always_inline int refuse(void)
 	return 0;
 }
 
+static __always_inline bool held(__u32 number)
+{
+	struct rule *r = bpf_map_lookup_elem(&rules, &number);
+
+	return r && (r->flags & RULE_HELD);
+}
+
 static __always_inline bool taken(const struct addr *addr, __u32 port, __u32 proto, __u32 family, bool any)
 {
 	__u32 slot = slot_of_port(family, proto, port);
 	struct port_key key = { .addr = *addr, .port = bpf_htons(port), .proto = proto };
 
+	__u32 *rule;
+
 	if (!slot)
 		return false;
-	if (any || (slot & PORT_RULE))
+	if (slot & PORT_RULE)
+		return !held(slot & PORT_RULE);
+	if (any)
 		return true;
-	return bpf_map_lookup_elem(&ports_addr, &key) != NULL;
+	rule = bpf_map_lookup_elem(&ports_addr, &key);
+	return rule && !held(*rule);
 }
 
 static __always_inline bool guarded(struct bpf_sock *sk)

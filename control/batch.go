@@ -169,8 +169,10 @@ func (o *op) lowerPorts(c *Container) error {
 		if err := giveNumbers(o.tx, numRules, rules...); err != nil {
 			return err
 		}
-		if err := o.release(b.Doors); err != nil {
-			return err
+		if !c.Held {
+			if err := o.release(b.Doors); err != nil {
+				return err
+			}
 		}
 		if err := o.hostPortsChanged(); err != nil {
 			return err

@@ -191,12 +191,12 @@ func (o *op) pair(network, container string) (*Network, *Container, error) {
 	if network == DefaultNetwork {
 		n, err = o.defaultNetwork()
 	} else {
-		n, err = findNetwork(o.tx, network)
+		n, err = ownNetwork(o, network)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := findContainer(o.tx, container)
+	c, err := ownContainer(o, container)
 	return n, c, err
 }
 

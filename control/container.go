@@ -145,7 +145,7 @@ func (o *op) resolveMode(c *Container, opts *ContainerOptions) (*Network, error)
 		return o.defaultNetwork()
 	default:
 		c.Mode = ModeNetwork
-		return findNetwork(o.tx, net)
+		return ownNetwork(o, net)
 	}
 }
 
@@ -187,6 +187,9 @@ func (o *op) up(c *Container) bool {
 	case c.State == StateExited || o.booted():
 		return false
 	case c.Attached:
+		if c.PID != 0 && !alive(c.PID, c.PIDStart) {
+			return false
+		}
 		ns, err := netns.Open(c.Netns)
 		if err != nil {
 			return false

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -97,6 +98,26 @@ type daemon struct {
 	failures int           // looks
 	futile   int           // looks that did not mend what was missing
 	gone     bool          // there is no host to follow any more
+
+	engines atomic.Pointer[func(device string) bool] // says that an engine gives its veths such names
+}
+
+// ignored are devices that come and go without changing anything for the host.
+func (d *daemon) ignored(device string) bool {
+	if strings.HasPrefix(device, vethPrefix) {
+		return true
+	}
+	engines := d.engines.Load()
+	return engines != nil && (*engines)(device)
+}
+
+// meet learns what engines there are.
+func (d *daemon) meet(o *op) error {
+	engines, err := o.engineDevices()
+	if err == nil {
+		d.engines.Store(&engines)
+	}
+	return err
 }
 
 // session follows one namespace; again says that the host is in another one now.
@@ -113,7 +134,7 @@ func (d *daemon) session(ctx context.Context) (again bool, err error) {
 		return false, err
 	}
 	defer d.ns.Close()
-	d.watch, err = watch.Open(d.ns, func(device string) bool { return strings.HasPrefix(device, vethPrefix) })
+	d.watch, err = watch.Open(d.ns, d.ignored)
 	if err != nil {
 		return false, err
 	}
@@ -162,7 +183,7 @@ func (d *daemon) session(ctx context.Context) (again bool, err error) {
 func (d *daemon) host() (looks datapath.Patrol, path string, err error) {
 	ok, err := d.m.view(func(o *op) error {
 		looks, path = kinds[o.host.Datapath].patrol(&pathHost{o}), o.host.Netns
-		return nil
+		return d.meet(o)
 	})
 	if err == nil && !ok {
 		err = errGone
@@ -234,7 +255,7 @@ func (d *daemon) look(ctx context.Context, what watch.Change) (retry time.Durati
 	}
 	done := make(chan outcome, 1)
 	go func() {
-		steps, err := d.m.follow(d.patrol, what&watch.Hooks != 0)
+		steps, err := d.follow(what&watch.Hooks != 0)
 		done <- outcome{steps, err}
 	}()
 	var got outcome
@@ -317,13 +338,16 @@ func (d *daemon) see() (s datapath.Sight, err error) {
 }
 
 // follow is one look: refreshHost, and if programs are missing all of reconcile.
-func (m *Manager) follow(patrol datapath.Patrol, hooks bool) (steps []string, err error) {
-	err = m.change(errGone, func(o *op) error {
+func (d *daemon) follow(hooks bool) (steps []string, err error) {
+	err = d.m.change(errGone, func(o *op) error {
 		defer func() { steps = o.steps }()
+		if err := d.meet(o); err != nil {
+			return err
+		}
 		if err := o.refreshHost(); err != nil || !hooks {
 			return err
 		}
-		wrong, err := o.path().Wrong(patrol)
+		wrong, err := o.path().Wrong(d.patrol)
 		if err != nil || !wrong {
 			return err
 		}

@@ -274,7 +274,9 @@ func (o *op) uncable(n *Network, ep *Endpoint) error {
 	if bridge, err := o.bridgeIndex(n); err == nil {
 		errs = append(errs, link.DelNeighbors(ns, bridge, endpointAddrs(ep)))
 	}
-	errs = append(errs, link.DeleteVeth(ns, ep.HostIf))
+	if n.Engine == "" {
+		errs = append(errs, link.DeleteVeth(ns, ep.HostIf))
+	}
 	if ep.HostIndex != 0 {
 		errs = append(errs, o.path().DropDevice(ep.HostIndex))
 	}

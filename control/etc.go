@@ -61,6 +61,9 @@ func either(first, second []string) []string {
 // writeHosts brings our lines of a container's hosts file up to date and leaves
 // all others alone.
 func (o *op) writeHosts(c *Container) error {
+	if c.Engine != "" {
+		return nil // its engine does
+	}
 	entries, err := o.hostsEntries(c)
 	if err != nil {
 		return err

@@ -197,7 +197,8 @@ func (o *op) claims() (func(netlink.Link) bool, error) {
 		return nil, err
 	}
 	own[o.host.Config.Bridge] = true // though its network may not be made yet
-	return func(l netlink.Link) bool { return ourDevice(l.Attrs().Name, own) }, nil
+	engines, err := o.engineVeths()
+	return func(l netlink.Link) bool { return ourDevice(l.Attrs().Name, own) || engines(l) }, err
 }
 
 // refreshHost brings the packets' path up to date with the host's devices.

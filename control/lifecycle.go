@@ -14,7 +14,7 @@ import (
 func (m *Manager) PrepareStart(ref string) (*Container, error) {
 	var c *Container
 	err := m.change(notFound("No such container: %s", ref), func(o *op) (err error) {
-		if c, err = findContainer(o.tx, ref); err != nil {
+		if c, err = ownContainer(o, ref); err != nil {
 			return err
 		}
 		if c.Attached {
@@ -83,7 +83,7 @@ func (o *op) finish(c *Container) error {
 // command runs.
 func (m *Manager) RemoveContainer(ref string) error {
 	return m.change(notFound("No such container: %s", ref), func(o *op) error {
-		c, err := findContainer(o.tx, ref)
+		c, err := ownContainer(o, ref)
 		if err != nil {
 			return err
 		}

@@ -18,7 +18,7 @@ func (m *Manager) Link(ref, target string) error {
 		return err
 	}
 	return m.change(notFound("No such container: %s", ref), func(o *op) error {
-		c, err := findContainer(o.tx, ref)
+		c, err := ownContainer(o, ref)
 		if err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ func (m *Manager) Unlink(ref, target string) error {
 		alias = ""
 	}
 	return m.change(notFound("No such container: %s", ref), func(o *op) error {
-		c, err := findContainer(o.tx, ref)
+		c, err := ownContainer(o, ref)
 		if err != nil {
 			return err
 		}
@@ -107,7 +107,7 @@ func (o *op) resolveLink(c *Container, s string) (Link, error) {
 	if err != nil {
 		return Link{}, err
 	}
-	t, err := findContainer(o.tx, name)
+	t, err := ownContainer(o, name)
 	if err != nil {
 		return Link{}, err
 	}

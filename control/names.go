@@ -67,7 +67,8 @@ func freeName(tx *store.Tx) (string, error) {
 }
 
 // findID resolves a name, an ID or a unique prefix of one; "" when nothing has it.
-// A whole ID outranks a name, and a name a prefix, as in Docker.
+// A whole ID outranks a name, and a name a prefix, as in Docker. Of an engine's the name
+// alone will do where nothing of ours has it; "bridge" is always ours.
 func findID[T any](tx *store.Tx, kind, bucket, names, ref string) (string, error) {
 	if ref == "" {
 		return "", nil
@@ -79,6 +80,19 @@ func findID[T any](tx *store.Tx, kind, bucket, names, ref string) (string, error
 	}
 	if id, ok, err := store.Get[string](tx, names, ref); err != nil || ok {
 		return id, err
+	}
+	if ref != DefaultNetwork && nameRule.MatchString(ref) {
+		id := ""
+		err := store.EachPrefix(tx, bucketHost, engineKey, func(_ string, r engineRecord) error {
+			found, ok, err := store.Get[string](tx, names, r.Name+"/"+ref)
+			if ok && id == "" {
+				id = found
+			}
+			return err
+		})
+		if err != nil || id != "" {
+			return id, err
+		}
 	}
 	if !hexRule.MatchString(ref) {
 		return "", nil

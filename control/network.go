@@ -75,7 +75,7 @@ func (m *Manager) Network(ref string) (*Network, error) {
 // RemoveNetwork removes a network that no running container is on.
 func (m *Manager) RemoveNetwork(ref string) error {
 	return m.change(notFound("network %s not found", ref), func(o *op) error {
-		n, err := findNetwork(o.tx, ref)
+		n, err := ownNetwork(o, ref)
 		if err != nil {
 			return err
 		}
@@ -105,7 +105,7 @@ func (m *Manager) PruneNetworks() ([]string, error) {
 			return err
 		}
 		for _, n := range list {
-			if used[n.ID] || n.Name == DefaultNetwork {
+			if used[n.ID] || n.Name == DefaultNetwork || n.Engine != "" {
 				continue
 			}
 			if err := o.removeNetwork(n); err != nil {
@@ -235,7 +235,9 @@ func (o *op) raiseNetwork(n *Network) error {
 	}
 	b := link.Bridge{Name: n.Bridge, MAC: mac, MTU: n.MTU, Adopt: n.ForeignBridge}
 	for _, s := range n.Subnets {
-		b.Addrs = append(b.Addrs, netip.PrefixFrom(s.Gateway, s.Prefix.Bits()))
+		if n.Engine == "" { // else its owner gives it addresses
+			b.Addrs = append(b.Addrs, netip.PrefixFrom(s.Gateway, s.Prefix.Bits()))
+		}
 	}
 	if had == nil && !n.ForeignBridge && !strings.HasPrefix(n.Bridge, bridgePrefix) {
 		if err := o.note("bridge " + n.Bridge); err != nil {

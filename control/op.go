@@ -10,6 +10,8 @@ import (
 	"os"
 	"strings"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/bpfnet/bpfnet/control/datapath"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/control/store"
@@ -36,10 +38,11 @@ type op struct {
 	shut []func() error
 
 	// Read once: what the host has.
-	boot  string
-	view  *hostView
-	addrs map[netip.Addr]bool
-	binds map[string]netip.Addr // default binding addresses by network
+	boot    string
+	view    *hostView
+	devices []netlink.Link
+	addrs   map[netip.Addr]bool
+	binds   map[string]netip.Addr // default binding addresses by network
 
 	newHost  bool // reconcile after a boot, or in a new namespace
 	problems []string

@@ -49,7 +49,7 @@ func (m *Manager) Unpublish(ref string, specs ...string) error {
 		return err
 	}
 	return m.change(notFound("No such container: %s", ref), func(o *op) error {
-		c, err := findContainer(o.tx, ref)
+		c, err := ownContainer(o, ref)
 		if err != nil {
 			return err
 		}
@@ -108,7 +108,7 @@ func (m *Manager) Publications(ref string) ([]Publication, error) {
 
 // openDoors finds a container that can publish ports now.
 func (o *op) openDoors(ref string) (*Container, error) {
-	c, err := findContainer(o.tx, ref)
+	c, err := ownContainer(o, ref)
 	if err != nil {
 		return nil, err
 	}

@@ -102,15 +102,15 @@ func (o *op) reconcile() error {
 	if err := o.resumeHost(); err != nil {
 		return err
 	}
+	networks, err := o.settleNetworks()
+	if err != nil {
+		return err
+	}
 	containers, err := o.allContainers()
 	if err != nil {
 		return err
 	}
 	live, err := o.settleContainers(containers)
-	if err != nil {
-		return err
-	}
-	networks, err := o.allNetworks()
 	if err != nil {
 		return err
 	}
@@ -191,6 +191,9 @@ func (o *op) settleContainers(all []*Container) ([]*Container, error) {
 
 // repairContainer makes sure of the cables of a container that lives.
 func (o *op) repairContainer(c *Container) error {
+	if c.Engine != "" {
+		return o.repairAdopted(c)
+	}
 	if c.Mode != ModeNetwork {
 		return nil
 	}

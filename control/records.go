@@ -57,6 +57,7 @@ type Network struct {
 	Number          uint32            `json:"number"` // the programs' id, 1..4095
 	Created         time.Time         `json:"created"`
 	Bridge          string            `json:"bridge"`                  // device
+	Engine          string            `json:"engine,omitempty"`        // whose it is: see Manager.Adopt
 	ForeignBridge   bool              `json:"foreignBridge,omitempty"` // existed before us: never deleted
 	MAC             string            `json:"mac"`                     // of the bridge
 	Subnets         []Subnet          `json:"subnets"`                 // one per family at most, IPv4 first
@@ -95,6 +96,9 @@ type Container struct {
 	Created    time.Time            `json:"created"`
 	Mode       string               `json:"mode"`
 	ModeTarget string               `json:"modeTarget,omitempty"` // container ID, for ModeContainer
+	Engine     string               `json:"engine,omitempty"`     // whose it is: see Manager.Adopt
+	Held       bool                 `json:"held,omitempty"`       // its engine has sockets on the published ports
+	Problems   []string             `json:"problems,omitempty"`   // what of its engine's wishes could not be done, a line each
 	Attached   bool                 `json:"attached,omitempty"`   // somebody else's namespace: detached by rm, never killed
 	Netns      string               `json:"netns"`                // path of the namespace (ours: under root)
 	NetnsID    string               `json:"netnsId"`              // "dev:inode", to notice a swapped path

@@ -34,7 +34,7 @@ func (o *op) settlePorts(live []*Container) error {
 			for _, d := range b.Doors {
 				doors = append(doors, opening{c, b, d})
 				wanted[d.Rule] = true
-				if d.Proto != maps.SCTP {
+				if d.Proto != maps.SCTP && !c.Held {
 					want.AddRange(ports.Range{First: d.Host, Last: d.Host + uint16(d.Count-1)})
 				}
 			}
@@ -78,14 +78,21 @@ func publicationOf(c *Container, b *portBatch, d door) (maps.Publication, error)
 	if err != nil {
 		return maps.Publication{}, err
 	}
-	pub := maps.Publication{HostPort: d.Host, Port: d.Port, Sources: specs[d.Spec].From}
+	pub := c.publication(d)
+	pub.Sources = specs[d.Spec].From
+	return pub, nil
+}
+
+// publication is a door without regard to who may use it.
+func (c *Container) publication(d door) maps.Publication {
+	pub := maps.Publication{HostPort: d.Host, Port: d.Port, Held: c.Held}
 	if ep := gatewayEndpoint(c, false); ep != nil {
 		pub.Endpoint4 = ep.Slot
 	}
 	if ep := gatewayEndpoint(c, true); ep != nil {
 		pub.Endpoint6 = ep.Slot
 	}
-	return pub, nil
+	return pub
 }
 
 func (o *op) wantedLinks(wanted map[uint32]bool) error {

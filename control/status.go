@@ -41,6 +41,9 @@ func (o *op) status(s *Status) error {
 	if why != "" {
 		s.Problem("%s: run bpfnet reconcile", why)
 	}
+	if err := o.engineProblems(s); err != nil {
+		return err
+	}
 	return o.path().Status(s)
 }
 

@@ -10,6 +10,11 @@ import (
 // switchPath makes another datapath carry the packets: it is set up and told everything
 // beside the one that runs, which then goes. What was connected may have to connect anew.
 func (o *op) switchPath(to string) (err error) {
+	if list, err := o.engines(); err != nil {
+		return err
+	} else if len(list) > 0 && to != DatapathBPF {
+		return conflict("datapath %s: does not carry the packets of %s: end the daemon that follows it first, and its containers", to, list[0].Name)
+	}
 	from, name := o.path(), o.host.Datapath
 	o.host.Datapath, o.dp = to, nil
 	o.rebuild = true

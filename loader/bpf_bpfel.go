@@ -452,6 +452,7 @@ type BPFRuleFlags uint32
 
 const (
 	BPFRuleFlagsRULE_SOURCES BPFRuleFlags = 1
+	BPFRuleFlagsRULE_HELD    BPFRuleFlags = 2
 )
 
 type BPFRuleKind uint32

@@ -43,6 +43,7 @@ type Publication struct {
 	HostPort  uint16         // first of the range
 	Port      uint16         // the container's, for HostPort
 	Sources   []netip.Prefix // who may connect; empty: everybody
+	Held      bool           // somebody else has sockets on the host ports: the bind guard leaves them alone
 }
 
 // SetPublication writes a publication; the same again changes nothing. One that
@@ -72,6 +73,9 @@ func (r *Rules) SetPublication(num uint32, p Publication) error {
 	}
 	if len(want) > 0 {
 		next.Flags |= uint8(loader.BPFRuleFlagsRULE_SOURCES)
+	}
+	if p.Held {
+		next.Flags |= uint8(loader.BPFRuleFlagsRULE_HELD)
 	}
 	have, err := r.sourcesOf(num, old)
 	if err != nil {
@@ -128,7 +132,8 @@ func (r *Rules) Publication(num uint32) (p Publication, ok bool, err error) {
 	if err != nil || w.Kind != uint8(loader.BPFRuleKindRULE_PUBLICATION) {
 		return p, false, err
 	}
-	p = Publication{Endpoint4: w.Endpoint4, Endpoint6: w.Endpoint6, HostPort: w.HostPort, Port: w.Port}
+	p = Publication{Endpoint4: w.Endpoint4, Endpoint6: w.Endpoint6, HostPort: w.HostPort, Port: w.Port,
+		Held: w.Flags&uint8(loader.BPFRuleFlagsRULE_HELD) != 0}
 	sources, err := r.sourcesOf(num, w)
 	for k := range sources {
 		p.Sources = append(p.Sources, fromPrefix(loader.BPFPrefix{Prefixlen: k.Prefixlen - 32, Addr: k.Addr}))

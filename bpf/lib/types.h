@@ -199,6 +199,7 @@ enum rule_kind {
 
 enum rule_flags {
 	RULE_SOURCES = 1,		/* only sources in the sources map may connect */
+	RULE_HELD = 2,			/* another engine has sockets on the ports: no bind guard */
 };
 
 struct rule {
