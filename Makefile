@@ -11,10 +11,10 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance differences soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean
+.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance differences soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean test-engines engines-deps
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 all: build
 
@@ -29,6 +29,12 @@ demo: build ## the main job, explained line by line; leaves nothing behind
 
 test: deps go-found ## everything: unit, datapath, conformance, end to end (root)
 	$(GO) test -count=1 -p 1 -timeout 14m ./...
+
+test-engines: engines-deps go-found ## other container engines, the real programs, on our packet path (root)
+	BPFNET_ENGINES=1 $(GO) test -count=1 -timeout 10m ./tests/engines
+
+engines-deps:
+	@NEED="dockerd:docker.io docker-compose:docker-compose busybox:busybox-static nft:nftables" sh scripts/deps
 
 unit: go-found ## the packages' own tests
 	$(GO) test -count=1 ./control/... ./maps/... ./loader/... ./cmd/...

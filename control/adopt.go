@@ -34,6 +34,10 @@ type Adopted struct {
 	// that none is taken for an uplink before it is a bridge's port. Empty: none.
 	Devices string
 
+	// SetUp says that the host was set up before: if it was uninstalled since, nothing is
+	// done, and the error is ErrNotSetUp.
+	SetUp bool
+
 	// Whole says that this is everything: what of the engine's is not here is let go.
 	// Without it only what is named here changes.
 	Whole      bool
@@ -46,6 +50,7 @@ type Adopted struct {
 type AdoptedNetwork struct {
 	ID         string // 64 hex digits
 	Name       string
+	Default    bool   // masquerade is as the host's configuration has it, icc off if either says so
 	Bridge     string // device; it exists
 	Subnets    []Subnet
 	Internal   bool
@@ -122,7 +127,11 @@ func (m *Manager) Adopt(a Adopted) (changes []string, err error) {
 		return nil, err
 	}
 	var problems []string
-	err = m.update(func(o *op) error {
+	update := m.update
+	if a.SetUp {
+		update = func(fn func(*op) error) error { return m.change(ErrNotSetUp, fn) }
+	}
+	err = update(func(o *op) error {
 		if o.host.Datapath != DatapathBPF {
 			return conflict("engine %s: only the datapath bpf carries another engine's packets: bpfnet init --datapath bpf switches", a.Engine)
 		}

@@ -111,6 +111,10 @@ func (o *op) plannedNetwork(engine string, want *AdoptedNetwork) (*Network, erro
 		Internal: want.Internal, ICC: want.ICC, Masquerade: want.Masquerade && !want.Routed, Isolate: want.Isolate, Routed: want.Routed,
 		MTU: want.mtu(),
 	}
+	if want.Default {
+		n.EngineDefault, n.EngineICC = true, want.ICC
+		n.obey(&o.host.Config)
+	}
 	for _, s := range want.Subnets {
 		s.Range, s.Router = s.Prefix, s.Gateway
 		for i, g := range dev.gateways {
@@ -123,6 +127,44 @@ func (o *op) plannedNetwork(engine string, want *AdoptedNetwork) (*Network, erro
 	}
 	n.Name, err = o.engineName(bucketNetworkNames, engine, want.Name, want.ID)
 	return n, err
+}
+
+// obey makes an engine's default network as the configuration has it.
+func (n *Network) obey(c *Config) {
+	n.ICC, n.Masquerade = n.EngineICC && *c.ICC, *c.IPMasq && !n.Routed
+}
+
+// configureAdopted makes engines' default networks follow a changed configuration.
+func (o *op) configureAdopted() error {
+	list, err := o.allNetworks()
+	if err != nil {
+		return err
+	}
+	for _, n := range list {
+		was := *n
+		if !n.EngineDefault {
+			continue
+		}
+		if n.obey(&o.host.Config); was.ICC == n.ICC && was.Masquerade == n.Masquerade {
+			continue
+		}
+		o.rebuild = true
+		index, err := o.bridgeIndex(n)
+		if err != nil {
+			return err
+		}
+		told, err := n.forPath(index)
+		if err != nil {
+			return err
+		}
+		if err := o.path().SetNetwork(n.Number, told, n.Bridge); err != nil {
+			return err
+		}
+		if err := o.putNetwork(n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // bridgeFree says whether no other network has the bridge.

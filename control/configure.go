@@ -28,6 +28,9 @@ func (o *op) configure(flags *Config) error {
 	if err := o.changeDefault(&old, &next); err != nil {
 		return err
 	}
+	if err := o.configureAdopted(); err != nil {
+		return err
+	}
 	if next.FlowTableSize != old.FlowTableSize || next.HalfOpenTableSize != old.HalfOpenTableSize {
 		err := o.path().Resize()
 		var refused *datapath.RefusedError

@@ -34,8 +34,6 @@ const (
 	finishFor = 5 * time.Second // to a look that runs when the daemon is told to end
 )
 
-var errGone = errors.New("this host is not set up any more")
-
 // Daemon makes the kernel's maps and hooks follow the host's devices, addresses, routes
 // and rules until ctx ends, and puts back programs that somebody has detached. log gets
 // a line for each change. It sets the host up if nobody has, and returns nil when
@@ -123,7 +121,7 @@ func (d *daemon) meet(o *op) error {
 // session follows one namespace; again says that the host is in another one now.
 func (d *daemon) session(ctx context.Context) (again bool, err error) {
 	looks, path, err := d.host()
-	if errors.Is(err, errGone) {
+	if errors.Is(err, ErrNotSetUp) {
 		d.log(err.Error())
 		return false, nil
 	}
@@ -148,7 +146,7 @@ func (d *daemon) session(ctx context.Context) (again bool, err error) {
 	defer patrol.Stop()
 	for {
 		if d.gone {
-			d.log(errGone.Error())
+			d.log(ErrNotSetUp.Error())
 			return false, nil
 		}
 		var retry <-chan time.Time
@@ -186,7 +184,7 @@ func (d *daemon) host() (looks datapath.Patrol, path string, err error) {
 		return d.meet(o)
 	})
 	if err == nil && !ok {
-		err = errGone
+		err = ErrNotSetUp
 	}
 	return looks, path, err
 }
@@ -271,7 +269,7 @@ func (d *daemon) look(ctx context.Context, what watch.Change) (retry time.Durati
 		}
 	}
 	d.lastLook = time.Since(start)
-	if errors.Is(got.err, errGone) {
+	if errors.Is(got.err, ErrNotSetUp) {
 		d.gone = true
 		return 0
 	}
@@ -339,7 +337,7 @@ func (d *daemon) see() (s datapath.Sight, err error) {
 
 // follow is one look: refreshHost, and if programs are missing all of reconcile.
 func (d *daemon) follow(hooks bool) (steps []string, err error) {
-	err = d.m.change(errGone, func(o *op) error {
+	err = d.m.change(ErrNotSetUp, func(o *op) error {
 		defer func() { steps = o.steps }()
 		if err := d.meet(o); err != nil {
 			return err

@@ -13,6 +13,7 @@ var (
 	ErrConflict = errors.New("conflict")
 	ErrInvalid  = errors.New("invalid")
 	ErrNotRoot  = errors.New("root is needed: run it with sudo")
+	ErrNotSetUp = errors.New("this host is not set up any more")
 )
 
 // kindError is a line of text that errors.Is knows by one of the sentinels.

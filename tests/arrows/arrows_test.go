@@ -2,6 +2,7 @@
 
 // Package arrows holds the code base to its drawing: who may import whom.
 //
+//	cmd/bpfnet → control/docker → control
 //	cmd/bpfnet → control → control/{ipam,link,netns,ports,process,store,watch}, maps
 //	             control → control/datapath/{bpf,iptables} → control/datapath → control/link, maps
 //	             control/datapath/bpf, maps → loader
@@ -22,13 +23,14 @@ const module = "github.com/bpfnet/bpfnet"
 // allowed lists what each room may import of ours; "*" is everything.
 var allowed = map[string][]string{
 	"":                          {},
-	"cmd/bpfnet":                {"control", "control/bench", "control/demo", "control/process"},
+	"cmd/bpfnet":                {"control", "control/bench", "control/demo", "control/docker", "control/process"},
 	"control":                   {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "control/watch", "control/datapath", "control/datapath/bpf", "control/datapath/iptables", "maps"},
 	"control/datapath":          {"control/link", "control/netns", "maps"},
 	"control/datapath/iptables": {"control/datapath", "control/link", "control/netns", "maps"},
 	"control/datapath/bpf":      {"control/datapath", "control/link", "loader", "maps"},
 	"control/bench":             {"control", "control/lab", "control/netns"},
 	"control/demo":              {"control", "control/lab", "control/netns"},
+	"control/docker":            {"control"},
 	"control/ipam":              {},
 	"control/lab":               {"control/netns"},
 	"control/link":              {"control/netns"},

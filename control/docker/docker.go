@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package docker follows an unmodified Docker Engine and carries its containers' packets:
+// the Engine makes bridges, veths and addresses and chooses host ports, as with
+//
+//	dockerd --iptables=false --ip6tables=false --userland-proxy=false
+//
+// and this package tells control.Manager.Adopt what the Engine has. Everything at first
+// and after each time that the Engine was away; then, by the Engine's events, what has
+// changed. What the Engine says is checked by Adopt against what the host has.
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/client"
+
+	"github.com/bpfnet/bpfnet/control"
+)
+
+// Name of the engine in the store, and so before the names of its containers.
+const Name = "docker"
+
+// DefaultHost is where the Engine listens when nobody says.
+const DefaultHost = "unix:///var/run/docker.sock"
+
+// veths are the names that the Engine gives to the host's ends of cables: libnetwork's
+// netutils.GenerateIfaceName.
+const veths = `^veth[0-9a-f]{7}$`
+
+// Paces.
+const (
+	askFor   = 20 * time.Second // an answer of the Engine's
+	retryMin = 20 * time.Millisecond
+	retryMax = 2 * time.Second
+)
+
+// Options say what to follow.
+type Options struct {
+	Host string       // URL; "" is DefaultHost
+	Log  func(string) // a line for each change and each error; nil: nobody gets them
+}
+
+// Follow follows the Engine until ctx ends, which is no error. An Engine that is away, or
+// was never there, is waited for. The Manager is used by nobody else meanwhile.
+func Follow(ctx context.Context, m *control.Manager, o Options) error {
+	if o.Host == "" {
+		o.Host = DefaultHost
+	}
+	if o.Log == nil {
+		o.Log = func(string) {}
+	}
+	f := &follower{m: m, o: o}
+	for wait := retryMin; ; wait = min(2*wait, retryMax) {
+		lived, err := f.session(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, control.ErrNotSetUp) {
+			return nil // uninstalled
+		}
+		if lived {
+			wait = retryMin
+		}
+		f.once(fmt.Sprintf("docker %s: %s", o.Host, line(err)))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+type follower struct {
+	m   *control.Manager
+	o   Options
+	api *client.Client
+
+	bridges map[string]bool            // IDs of the networks that are carried
+	links   map[string]map[string]bool // clients by target, by IDs: a target's next start is theirs too
+	last    string                     // error, which is said once
+}
+
+// session follows the Engine while it lives; lived says that it was there.
+func (f *follower) session(ctx context.Context) (lived bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f.api, err = client.New(client.WithHost(f.o.Host))
+	if err != nil {
+		return false, err
+	}
+	defer f.api.Close()
+	ping, cancelPing := context.WithTimeout(ctx, askFor)
+	version, err := f.api.Ping(ping, client.PingOptions{NegotiateAPIVersion: true})
+	cancelPing()
+	if err != nil {
+		return false, err
+	}
+	// From here on nothing is missed; what changed before is found by the look at everything.
+	stream := f.api.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.Add("type", "container", "network")})
+	if err := f.everything(ctx); err != nil {
+		return false, err
+	}
+	f.last = ""
+	f.o.Log(fmt.Sprintf("following docker %s, API %s", f.o.Host, version.APIVersion))
+	for {
+		select {
+		case <-ctx.Done():
+			return true, nil
+		case err := <-stream.Err:
+			return true, err
+		case e := <-stream.Messages:
+			news := newNews()
+			news.add(&e)
+			for more := true; more; { // what has come meanwhile
+				select {
+				case e := <-stream.Messages:
+					news.add(&e)
+				default:
+					more = false
+				}
+			}
+			if err := f.follow(ctx, news); err != nil {
+				return true, err
+			}
+		}
+	}
+}
+
+// news is what some events are about: a container or network is looked at once.
+type news struct {
+	containers map[string]bool // true: it has ended, and that is known without asking
+	gone       []string        // networks
+	networks   bool            // there may be another one
+}
+
+func newNews() *news { return &news{containers: make(map[string]bool)} }
+
+func (n *news) add(e *events.Message) {
+	switch e.Type {
+	case events.ContainerEventType:
+		switch e.Action {
+		case events.ActionDie, events.ActionDestroy:
+			n.containers[e.Actor.ID] = true
+		case events.ActionStart, events.ActionRename, events.ActionUpdate:
+			n.containers[e.Actor.ID] = false
+		}
+	case events.NetworkEventType:
+		switch e.Action {
+		case events.ActionCreate:
+			n.networks = true
+		case events.ActionDestroy, events.ActionRemove:
+			n.gone = append(n.gone, e.Actor.ID)
+		case events.ActionConnect, events.ActionDisconnect:
+			if id := e.Actor.Attributes["container"]; id != "" && !n.containers[id] {
+				n.containers[id] = false
+			}
+		}
+	}
+}
+
+// once logs a line that is not the one logged before.
+func (f *follower) once(text string) {
+	if text != f.last {
+		f.o.Log(text)
+	}
+	f.last = text
+}
+
+func line(err error) string {
+	if err == nil {
+		return "the stream of events has ended"
+	}
+	text, _, _ := strings.Cut(strings.TrimSpace(err.Error()), "\n")
+	return text
+}

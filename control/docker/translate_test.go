@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+	"github.com/stretchr/testify/require"
+
+	"github.com/bpfnet/bpfnet/control"
+)
+
+// The answers in testdata/20.10 are recorded, those in testdata/28 are not: see its README.
+func read[T any](t *testing.T, path string) (v T) {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("testdata", path))
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(raw, &v))
+	return v
+}
+
+func networks(t *testing.T, path string) (byName map[string]control.AdoptedNetwork, problems map[string][]string, ids map[string]bool) {
+	t.Helper()
+	byName, problems, ids = make(map[string]control.AdoptedNetwork), make(map[string][]string), make(map[string]bool)
+	for _, n := range read[[]network.Summary](t, path) {
+		if a, lacks, ok := networkOf(&n.Network); ok {
+			require.Equal(t, n.ID, a.ID)
+			require.False(t, a.Created.IsZero() && path == "20.10/networks.json")
+			byName[n.Name], problems[n.Name], ids[a.ID] = a, lacks, true
+		}
+	}
+	return byName, problems, ids
+}
+
+func subnets(list ...string) (s []control.Subnet) {
+	for i := 0; i < len(list); i += 2 {
+		gw, _ := netip.ParseAddr(list[i+1])
+		s = append(s, control.Subnet{Prefix: netip.MustParsePrefix(list[i]), Gateway: gw})
+	}
+	return s
+}
+
+func TestNetworks2010(t *testing.T) {
+	got, problems, _ := networks(t, "20.10/networks.json")
+	require.Len(t, got, 4, "host and none are no networks of ours")
+	for name, want := range map[string]control.AdoptedNetwork{
+		"bridge": {Bridge: "docker0", Default: true, ICC: true, Isolate: true, MTU: 1500, Subnets: subnets("172.17.0.0/16", "")},
+		"n1":     {Bridge: "br-" + got["n1"].ID[:12], Masquerade: true, Isolate: true, MTU: 1400, Subnets: subnets("172.18.0.0/16", "172.18.0.1")},
+		"inner":  {Bridge: "br-" + got["inner"].ID[:12], Internal: true, ICC: true, Masquerade: true, Isolate: true, Subnets: subnets("172.19.0.0/16", "172.19.0.1")},
+		"six":    {Bridge: "six0", ICC: true, Isolate: true, Subnets: subnets("172.20.0.0/16", "172.20.0.1", "fd00:6::/64", "")},
+	} {
+		want.ID, want.Name, want.Created = got[name].ID, name, got[name].Created
+		require.Equal(t, want, got[name])
+		require.Empty(t, problems[name])
+	}
+}
+
+func TestNetworks28(t *testing.T) {
+	got, problems, _ := networks(t, "28/networks.json")
+	require.Len(t, got, 4, "an overlay is none of the bridge driver's")
+	require.True(t, got["routed"].Routed)
+	require.Empty(t, problems["routed"])
+	require.False(t, got["mixed"].Routed, "in doubt closed")
+	require.Equal(t, []string{"network mixed: gateway mode routed: for one family only; taken for nat"}, problems["mixed"])
+	require.True(t, got["alone"].Internal)
+	require.Equal(t, subnets("172.29.0.0/16", ""), got["alone"].Subnets)
+	require.Empty(t, problems["alone"])
+	require.False(t, got["open"].Routed)
+	require.Len(t, problems["open"], 2, "the mode, and the MTU")
+}
+
+func TestContainers2010(t *testing.T) {
+	nets, _, bridges := networks(t, "20.10/networks.json")
+	db := read[container.InspectResponse](t, "20.10/db.json")
+	names := func(name string) string { return map[string]string{"db": db.ID}[name] }
+	translate := func(name string) (control.AdoptedContainer, bool) {
+		c := read[container.InspectResponse](t, "20.10/"+name+".json")
+		return containerOf(&c, bridges, names)
+	}
+	web, ok := translate("web")
+	require.True(t, ok)
+	require.Equal(t, "web", web.Name)
+	require.Positive(t, web.PID)
+	require.Equal(t, []string{"sleep", "100000"}, web.Args)
+	require.False(t, web.Started.IsZero() || web.Created.IsZero())
+	require.Equal(t, []control.AdoptedEndpoint{{Network: nets["bridge"].ID, MAC: "02:42:ac:11:00:03", IPv4: netip.MustParsePrefix("172.17.0.3/16")}}, web.Endpoints)
+	require.ElementsMatch(t, []control.AdoptedPort{
+		{Proto: "tcp", HostIP: netip.MustParseAddr("0.0.0.0"), HostPort: 8080, Port: 80},
+		{Proto: "udp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353, Port: 53},
+	}, web.Ports)
+	require.Equal(t, []control.Link{{Target: db.ID, Name: "db", Alias: "database"}}, web.Links)
+
+	six, ok := translate("six")
+	require.True(t, ok)
+	require.Len(t, six.Endpoints, 2)
+	require.Equal(t, netip.MustParsePrefix("fd00:6::2/64"), six.Endpoints[1].IPv6)
+	require.Len(t, six.Ports, 5)
+
+	got, ok := translate("db")
+	require.True(t, ok)
+	require.Equal(t, []string{"5432/tcp"}, got.Exposed)
+	for _, none := range []string{"made", "hosted", "shared"} {
+		_, ok := translate(none)
+		require.False(t, ok, none)
+	}
+}
+
+func TestContainers28(t *testing.T) {
+	_, _, bridges := networks(t, "28/networks.json")
+	c := read[container.InspectResponse](t, "28/two.json")
+	two, ok := containerOf(&c, bridges, nil)
+	require.True(t, ok)
+	require.Len(t, two.Endpoints, 2)
+	require.False(t, two.Endpoints[0].Gateway)
+	require.True(t, two.Endpoints[1].Gateway, "by its priority")
+	require.Len(t, two.Ports, 2, "and none that is not bound")
+}
+
+// Whatever the Engine says, it is read or left out.
+func FuzzTranslate(f *testing.F) {
+	for _, p := range []string{"20.10/web.json", "20.10/six.json", "28/two.json"} {
+		raw, err := os.ReadFile(filepath.Join("testdata", p))
+		require.NoError(f, err)
+		f.Add(raw)
+	}
+	for _, p := range []string{"20.10/networks.json", "28/networks.json"} {
+		raw, err := os.ReadFile(filepath.Join("testdata", p))
+		require.NoError(f, err)
+		var list []json.RawMessage
+		require.NoError(f, json.Unmarshal(raw, &list))
+		for _, n := range list {
+			f.Add([]byte(n))
+		}
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var c container.InspectResponse
+		if json.Unmarshal(raw, &c) == nil {
+			containerOf(&c, map[string]bool{"": true}, func(string) string { return "x" })
+		}
+		var n network.Network
+		if json.Unmarshal(raw, &n) == nil {
+			networkOf(&n)
+		}
+	})
+}
