@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/bpfnet/bpfnet/control/datapath"
+	"github.com/bpfnet/bpfnet/control/link"
 )
 
 // Options names the host that a Manager works on. Empty: what the host's store
@@ -50,10 +51,16 @@ type EndpointOptions struct {
 	IfName     string
 	Aliases    []string
 	Links      []string // NAME[:ALIAS]
+	Engine     string   // who asked for it, if not the user: cni, netavark
+	Routes     []Route  // beside the default route
 }
+
+// Route is a way of a container's, by an address of a network that it is on.
+type Route = link.StaticRoute
 
 // ContainerOptions are the network flags of run and attach.
 type ContainerOptions struct {
+	ID         string // 64 hex digits; "": a new one
 	Name       string
 	Network    string // name or ID, none, host, container:NAME; "" is the default network
 	Publish    []string

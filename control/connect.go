@@ -21,56 +21,60 @@ func (m *Manager) Connect(network, container string, opts EndpointOptions) error
 		if err != nil {
 			return err
 		}
-		if c.Endpoints[n.ID] != nil {
-			return conflict("endpoint with name %s already exists in network %s", c.Name, n.Name)
-		}
-		if c.Mode != ModeNetwork {
-			return conflict("container %s: its network mode is %s: it cannot be connected to any other network", c.Name, c.Mode)
-		}
-		ep := newEndpoint(c, n, opts)
-		for _, l := range opts.Links {
-			link, err := o.resolveLink(c, l)
-			if err != nil {
-				return err
-			}
-			ep.Links = append(ep.Links, link)
-		}
-		if !o.up(c) {
-			if c.Endpoints == nil {
-				c.Endpoints = make(map[string]*Endpoint)
-			}
-			c.Endpoints[n.ID] = ep
-			return o.putContainer(c)
-		}
-		ns, err := o.openContainer(c)
+		return o.connect(n, c, &opts)
+	})
+}
+
+func (o *op) connect(n *Network, c *Container, opts *EndpointOptions) error {
+	if c.Endpoints[n.ID] != nil {
+		return conflict("endpoint with name %s already exists in network %s", c.Name, n.Name)
+	}
+	if c.Mode != ModeNetwork {
+		return conflict("container %s: its network mode is %s: it cannot be connected to any other network", c.Name, c.Mode)
+	}
+	ep := newEndpoint(c, n, *opts)
+	for _, l := range opts.Links {
+		link, err := o.resolveLink(c, l)
 		if err != nil {
 			return err
 		}
-		defer ns.Close()
-		old4, old6 := gatewayEndpoint(c, false), gatewayEndpoint(c, true)
-		if err := o.raiseEndpoint(c, n, ep, ns); err != nil {
+		ep.Links = append(ep.Links, link)
+	}
+	if !o.up(c) {
+		if c.Endpoints == nil {
+			c.Endpoints = make(map[string]*Endpoint)
+		}
+		c.Endpoints[n.ID] = ep
+		return o.putContainer(c)
+	}
+	ns, err := o.openContainer(c)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	old4, old6 := gatewayEndpoint(c, false), gatewayEndpoint(c, true)
+	if err := o.raiseEndpoint(c, n, ep, ns); err != nil {
+		return err
+	}
+	if err := o.linkable(c, ep.Links); err != nil {
+		return err
+	}
+	new4, new6 := gatewayEndpoint(c, false), gatewayEndpoint(c, true)
+	moved := new4 != old4 || new6 != old6
+	if moved && (old4 != nil || old6 != nil) && (old4 == nil || new4 == old4) && (old6 == nil || new6 == old6) {
+		// The network brings a first address of a family: opening the doors anew would
+		// end every connection through them.
+		if err := o.widen(c); err != nil {
 			return err
 		}
-		if err := o.linkable(c, ep.Links); err != nil {
+		moved = false
+	}
+	if moved {
+		if err := o.lowerPorts(c); err != nil {
 			return err
 		}
-		new4, new6 := gatewayEndpoint(c, false), gatewayEndpoint(c, true)
-		moved := new4 != old4 || new6 != old6
-		if moved && (old4 != nil || old6 != nil) && (old4 == nil || new4 == old4) && (old6 == nil || new6 == old6) {
-			// The network brings a first address of a family: opening the doors anew would
-			// end every connection through them.
-			if err := o.widen(c); err != nil {
-				return err
-			}
-			moved = false
-		}
-		if moved {
-			if err := o.lowerPorts(c); err != nil {
-				return err
-			}
-		}
-		return o.rewire(c, moved)
-	})
+	}
+	return o.rewire(c, moved)
 }
 
 // Disconnect takes a container off a network, live if it is running.
@@ -84,42 +88,46 @@ func (m *Manager) Disconnect(network, container string) error {
 		if ep == nil {
 			return notFound("container %s is not connected to network %s", c.Name, n.Name)
 		}
-		if ep.Slot == 0 {
-			delete(c.Endpoints, n.ID)
-			return o.putContainer(c)
-		}
-		moved := gatewayEndpoint(c, false) == ep || gatewayEndpoint(c, true) == ep
-		if moved && onlyIPv6(c, ep) {
-			if err := o.narrow(c); err != nil {
-				return err
-			}
-			moved = false
-		}
-		if moved {
-			if err := o.lowerPorts(c); err != nil {
-				return err
-			}
-		}
-		if err := o.lowerSlotLinks(c, ep.Slot); err != nil {
-			return err
-		}
-		if err := o.lowerEndpoint(c, n, ep); err != nil {
-			return err
-		}
-		delete(c.Endpoints, n.ID)
-		for _, l := range ep.Links {
-			if err := o.forgetLink(c, l.Target); err != nil {
-				return err
-			}
-		}
-		if !o.up(c) {
-			return o.putContainer(c)
-		}
-		if err := o.heir(c, n); err != nil {
-			return err
-		}
-		return o.rewire(c, moved)
+		return o.disconnect(n, c, ep)
 	})
+}
+
+func (o *op) disconnect(n *Network, c *Container, ep *Endpoint) error {
+	if ep.Slot == 0 {
+		delete(c.Endpoints, n.ID)
+		return o.putContainer(c)
+	}
+	moved := gatewayEndpoint(c, false) == ep || gatewayEndpoint(c, true) == ep
+	if moved && onlyIPv6(c, ep) {
+		if err := o.narrow(c); err != nil {
+			return err
+		}
+		moved = false
+	}
+	if moved {
+		if err := o.lowerPorts(c); err != nil {
+			return err
+		}
+	}
+	if err := o.lowerSlotLinks(c, ep.Slot); err != nil {
+		return err
+	}
+	if err := o.lowerEndpoint(c, n, ep); err != nil {
+		return err
+	}
+	delete(c.Endpoints, n.ID)
+	for _, l := range ep.Links {
+		if err := o.forgetLink(c, l.Target); err != nil {
+			return err
+		}
+	}
+	if !o.up(c) {
+		return o.putContainer(c)
+	}
+	if err := o.heir(c, n); err != nil {
+		return err
+	}
+	return o.rewire(c, moved)
 }
 
 // heir makes another endpoint carry the default routes that went with one.

@@ -47,7 +47,7 @@ func (m *Manager) CreateContainer(opts ContainerOptions) (*Container, error) {
 
 func (o *op) createContainer(opts *ContainerOptions, ns *netns.NS, path string) (*Container, error) {
 	c := &Container{
-		ID:         newID(),
+		ID:         cmpString(opts.ID, newID()),
 		Name:       strings.TrimPrefix(opts.Name, "/"),
 		Created:    time.Now(),
 		Attached:   ns != nil,
@@ -64,6 +64,11 @@ func (o *op) createContainer(opts *ContainerOptions, ns *netns.NS, path string) 
 		ExtraHosts: opts.AddHosts,
 		PublishAll: opts.PublishAll,
 		State:      StateCreated,
+	}
+	if _, taken, err := store.Get[Container](o.tx, bucketContainers, c.ID); err != nil {
+		return nil, err
+	} else if taken {
+		return nil, conflict("container %s: is there already", c.ID)
 	}
 	if c.Name == "" {
 		name, err := freeName(o.tx)

@@ -38,6 +38,8 @@ func newEndpoint(c *Container, n *Network, opts EndpointOptions) *Endpoint {
 		WantIf:    opts.IfName,
 		Aliases:   opts.Aliases,
 		Internal:  n.Internal,
+		Engine:    opts.Engine,
+		Routes:    opts.Routes,
 		Created:   time.Now(),
 	}
 }
@@ -222,6 +224,7 @@ func (o *op) cable(c *Container, n *Network, ep *Endpoint, cont *netns.NS) error
 		MTU:      n.MTU,
 		GRO:      true,
 		Routes:   !o.reconciling, // there one may exist: see setRoutes
+		Beside:   ep.Routes,
 	}
 	for _, s := range n.Subnets {
 		v6 := s.Prefix.Addr().Is6()

@@ -5,6 +5,8 @@ package control
 import (
 	"errors"
 	"fmt"
+
+	"github.com/bpfnet/bpfnet/control/store"
 )
 
 // What a caller decides on. Errors that wrap them have Docker's wording.
@@ -14,6 +16,7 @@ var (
 	ErrInvalid  = errors.New("invalid")
 	ErrNotRoot  = errors.New("root is needed: run it with sudo")
 	ErrNotSetUp = errors.New("this host is not set up any more")
+	ErrLocked   = store.ErrLocked // other commands have held the store for a minute
 )
 
 // kindError is a line of text that errors.Is knows by one of the sentinels.

@@ -34,6 +34,14 @@ func checkName(kind, name string) error {
 	return nil
 }
 
+// checkID refuses what newID could not have made.
+func checkID(id string) error {
+	if len(id) != 64 || !hexRule.MatchString(id) {
+		return invalid("container ID %.70q: not 64 hex digits", id)
+	}
+	return nil
+}
+
 // newID makes an identifier: 64 hex digits. As in Docker its first 12 are never
 // all decimal, so that a short one is not mistaken for a number.
 func newID() string {

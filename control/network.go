@@ -27,14 +27,7 @@ const (
 
 // CreateNetwork makes a bridge network. ErrConflict when its name or addresses are taken.
 func (m *Manager) CreateNetwork(o NetworkOptions) (*Network, error) {
-	if err := checkName("network", o.Name); err != nil {
-		return nil, err
-	}
-	switch o.Name {
-	case DefaultNetwork, ModeNone, ModeHost, "default":
-		return nil, conflict("operation is not permitted on predefined %s network", o.Name)
-	}
-	if err := o.check(); err != nil {
+	if err := o.checkNew(); err != nil {
 		return nil, err
 	}
 	var n *Network
@@ -46,6 +39,18 @@ func (m *Manager) CreateNetwork(o NetworkOptions) (*Network, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// checkNew is check with the name, which must not be one that means something else.
+func (o *NetworkOptions) checkNew() error {
+	if err := checkName("network", o.Name); err != nil {
+		return err
+	}
+	switch o.Name {
+	case DefaultNetwork, ModeNone, ModeHost, "default":
+		return conflict("operation is not permitted on predefined %s network", o.Name)
+	}
+	return o.check()
 }
 
 // Networks lists all networks, oldest first.

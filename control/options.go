@@ -10,6 +10,11 @@ import (
 
 // check finds what is wrong with the options without looking at the host.
 func (opts *ContainerOptions) check() error {
+	if opts.ID != "" {
+		if err := checkID(opts.ID); err != nil {
+			return err
+		}
+	}
 	if opts.Name != "" {
 		if err := checkName("container", strings.TrimPrefix(opts.Name, "/")); err != nil {
 			return err
@@ -108,6 +113,11 @@ func (e *EndpointOptions) check() error {
 	}
 	if e.IfName != "" && !validDevice(e.IfName) {
 		return invalid("ifname %q: no device name", e.IfName)
+	}
+	for _, r := range e.Routes {
+		if !r.To.IsValid() || r.To != r.To.Masked() || r.To.Bits() == 0 || r.To.Addr().BitLen() != r.Via.BitLen() || r.Via.Zone() != "" {
+			return invalid("route %s via %s: not valid, or a default route", r.To, r.Via)
+		}
 	}
 	for _, a := range e.Aliases {
 		if !hostWordRule.MatchString(a) {

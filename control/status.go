@@ -4,6 +4,7 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,21 @@ func (m *Manager) Status() (*Status, error) {
 		s.Problem("this host is not set up: run bpfnet init")
 	}
 	return s, nil
+}
+
+// Ready says what keeps containers from being attached: of the kernel, or of the store.
+func (m *Manager) Ready() error {
+	probe := func(kind string) error { return kinds[cmp.Or(kind, DatapathBPF)].probe() }
+	ok, err := m.view(func(o *op) error {
+		if _, err := m.unsettled(o.host); err != nil {
+			return err
+		}
+		return probe(o.host.Datapath)
+	})
+	if err == nil && !ok {
+		err = probe(m.o.Datapath)
+	}
+	return err
 }
 
 func (o *op) status(s *Status) error {

@@ -27,6 +27,7 @@ type Veth struct {
 	Addrs    []netip.Prefix // of the container, with host bits; without an IPv6 address the device has no IPv6 at all
 	Gateways []netip.Addr   // one per family at most; one that lies in no prefix of Addrs is taken to be on the link
 	Routes   bool           // make the gateways default routes; one that exists already is an error
+	Beside   []StaticRoute  // other routes by this device
 
 	MTU int  // bytes, both ends; 0: 1500
 	GRO bool // generic receive offload, both ends
@@ -34,6 +35,12 @@ type Veth struct {
 	// Ready is called with the host end's index when both ends are there, and
 	// neither is up nor a port: no packet has passed yet, none will unless it says so.
 	Ready func(hostIndex int) error
+}
+
+// StaticRoute is a route of a container's.
+type StaticRoute struct {
+	To  netip.Prefix `json:"to"`
+	Via netip.Addr   `json:"via"`
 }
 
 func (v Veth) check() error {
@@ -199,6 +206,12 @@ func (v Veth) setContEnd(cont *netns.NS, h *netlink.Handle) error {
 	}
 	if err := awaitAddrs(h, l, addrs); err != nil {
 		return err
+	}
+	for _, r := range v.Beside {
+		to := netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(r.To), Gw: r.Via.AsSlice()}
+		if err := h.RouteAdd(&to); err != nil {
+			return fmt.Errorf("device %s: route %s via %s: %w", v.ContName, r.To, r.Via, err)
+		}
 	}
 	if !v.Routes {
 		return nil
