@@ -17,5 +17,9 @@ func main() {
 	// A command lives for milliseconds and keeps little: collecting garbage half as
 	// often makes publishing 10,000 ports a quarter faster.
 	debug.SetGCPercent(400)
-	os.Exit(execute(&app{in: os.Stdin, out: os.Stdout, err: os.Stderr}, os.Args[1:]))
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	if calledByCNI(os.Args) {
+		os.Exit(cniMain(a))
+	}
+	os.Exit(execute(a, os.Args[1:]))
 }

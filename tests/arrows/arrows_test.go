@@ -23,12 +23,13 @@ const module = "github.com/bpfnet/bpfnet"
 // allowed lists what each room may import of ours; "*" is everything.
 var allowed = map[string][]string{
 	"":                          {},
-	"cmd/bpfnet":                {"control", "control/bench", "control/demo", "control/docker", "control/process"},
+	"cmd/bpfnet":                {"control", "control/bench", "control/cni", "control/demo", "control/docker", "control/process"},
 	"control":                   {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "control/watch", "control/datapath", "control/datapath/bpf", "control/datapath/iptables", "maps"},
 	"control/datapath":          {"control/link", "control/netns", "maps"},
 	"control/datapath/iptables": {"control/datapath", "control/link", "control/netns", "maps"},
 	"control/datapath/bpf":      {"control/datapath", "control/link", "loader", "maps"},
 	"control/bench":             {"control", "control/lab", "control/netns"},
+	"control/cni":               {"control", "control/netns"},
 	"control/demo":              {"control", "control/lab", "control/netns"},
 	"control/docker":            {"control"},
 	"control/ipam":              {},
