@@ -51,7 +51,7 @@ type EndpointOptions struct {
 	IfName     string
 	Aliases    []string
 	Links      []string // NAME[:ALIAS]
-	Engine     string   // who asked for it, if not the user: cni, netavark
+	Runtime    string   // who asked for it, if not the user: cni, netavark
 	Routes     []Route  // beside the default route
 }
 
@@ -78,6 +78,7 @@ type ContainerOptions struct {
 	TTY        bool
 	AutoRemove bool
 	Args       []string // the command of run
+	Held       bool     // somebody else has sockets on the published ports: no bind guard, no look who holds them
 	Attach     string   // pid:N, netns:PATH, docker:NAME: somebody else's namespace
 }
 

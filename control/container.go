@@ -50,6 +50,7 @@ func (o *op) createContainer(opts *ContainerOptions, ns *netns.NS, path string) 
 		ID:         cmpString(opts.ID, newID()),
 		Name:       strings.TrimPrefix(opts.Name, "/"),
 		Created:    time.Now(),
+		Held:       opts.Held,
 		Attached:   ns != nil,
 		Netns:      path,
 		Args:       opts.Args,

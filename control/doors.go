@@ -46,9 +46,10 @@ func (o *op) raiseBatch(c *Container, b *portBatch, before []door) error {
 	b.Doors = make([]door, 0, len(specs))
 	for i := range specs {
 		s := &specs[i]
+		s.held = c.Held
 		addrs, err := o.bindAddrs(c, s, server4, server6)
 		if err != nil {
-			return err
+			return addressKind(err)
 		}
 		key := bindKey{addrs[0], len(addrs)}
 		bind, ok := binds[key]
@@ -61,7 +62,7 @@ func (o *op) raiseBatch(c *Container, b *portBatch, before []door) error {
 			Spec: s.index, Bind: bind, Rule: rules[i], Proto: s.proto, Host: last[s.index], Port: s.First, Count: s.Count(),
 		})
 	}
-	pub := maps.Publication{}
+	pub := maps.Publication{Held: c.Held}
 	if server4 != nil {
 		pub.Endpoint4 = server4.Slot
 	}
@@ -73,7 +74,10 @@ func (o *op) raiseBatch(c *Container, b *portBatch, before []door) error {
 		return err
 	}
 	if err := ns.Do(func() error { return o.openAll(b, specs, pub) }); err != nil {
-		return err
+		return addressKind(err)
+	}
+	if c.Held {
+		return nil
 	}
 	return o.reserve(b.Doors)
 }
@@ -136,7 +140,7 @@ func (o *op) openAll(b *portBatch, specs []hostSpec, pub maps.Publication) error
 		for i := range b.Doors {
 			d := &b.Doors[i]
 			err := d.outrun(snap, b.Binds[d.Bind])
-			if err == nil {
+			if err == nil || specs[i].held {
 				continue
 			}
 			if !specs[i].chooses() || try == outrunLimit {

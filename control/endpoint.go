@@ -38,7 +38,7 @@ func newEndpoint(c *Container, n *Network, opts EndpointOptions) *Endpoint {
 		WantIf:    opts.IfName,
 		Aliases:   opts.Aliases,
 		Internal:  n.Internal,
-		Engine:    opts.Engine,
+		Runtime:   opts.Runtime,
 		Routes:    opts.Routes,
 		Created:   time.Now(),
 	}
@@ -133,6 +133,9 @@ func (o *op) takeAddress(n *Network, s *Subnet, want, last netip.Addr, owner str
 		return taken
 	}
 	if want.IsValid() {
+		if err := ipam.CheckAddress(want, s.Prefix); err != nil {
+			return netip.Addr{}, invalid("network %s: %v", n.Name, err)
+		}
 		if holder, taken, err := store.Get[string](o.tx, bucketAddresses, addressKey(n, want)); err != nil {
 			return netip.Addr{}, err
 		} else if taken {
@@ -151,7 +154,7 @@ func (o *op) takeAddress(n *Network, s *Subnet, want, last netip.Addr, owner str
 	}
 	addr, err := ipam.Allocate(s.Prefix, s.Range, want, next, used)
 	if err = cmpErr(failed, err); err != nil {
-		return netip.Addr{}, fmt.Errorf("network %s: %w", n.Name, err)
+		return netip.Addr{}, fmt.Errorf("network %s: %w", n.Name, addressKind(err))
 	}
 	if !want.IsValid() {
 		if err := store.Put(o.tx, bucketNumbers, cursor, addr.Next()); err != nil {

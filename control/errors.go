@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/bpfnet/bpfnet/control/ipam"
+	"github.com/bpfnet/bpfnet/control/ports"
 	"github.com/bpfnet/bpfnet/control/store"
 )
 
@@ -18,6 +20,27 @@ var (
 	ErrNotSetUp = errors.New("this host is not set up any more")
 	ErrLocked   = store.ErrLocked // other commands have held the store for a minute
 )
+
+// ofKind is an error of another package's that errors.Is knows by one of the sentinels, too.
+type ofKind struct {
+	kind error
+	error
+}
+
+func (e *ofKind) Unwrap() []error { return []error{e.kind, e.error} }
+
+// addressKind tells what a caller decides on from what went wrong with an address or a port.
+func addressKind(err error) error {
+	for _, e := range []error{ipam.ErrInUse, ipam.ErrExhausted, ipam.ErrNoNetwork, ports.ErrAllocated, ports.ErrInUse} {
+		if errors.Is(err, e) {
+			return &ofKind{ErrConflict, err}
+		}
+	}
+	if errors.Is(err, ports.ErrNotAvailable) {
+		return &ofKind{ErrInvalid, err}
+	}
+	return err
+}
 
 // kindError is a line of text that errors.Is knows by one of the sentinels.
 type kindError struct {

@@ -153,6 +153,9 @@ func (o *op) choosePort(s *hostSpec, addrs []netip.Addr, before uint16) (uint16,
 		if taken {
 			return ports.ErrAllocated
 		}
+		if s.held {
+			return nil
+		}
 		return v.held.Free(proto, addr, port)
 	}
 	if !s.chooses() {
@@ -198,8 +201,11 @@ func (o *op) unpublished(s *hostSpec, addrs []netip.Addr) error {
 }
 
 // unheldPort is the first host port of a spec that leaves no choice, if no process of the
-// host's holds one of them. It runs on a thread in the host's namespace.
+// host's holds one of them who should not. It runs on a thread in the host's namespace.
 func (o *op) unheldPort(s *hostSpec, addrs []netip.Addr) (uint16, error) {
+	if s.held {
+		return s.HostFirst, nil
+	}
 	v, err := o.hostView()
 	if err != nil {
 		return 0, err

@@ -11,16 +11,17 @@ import (
 	"github.com/bpfnet/bpfnet/control/store"
 )
 
-// JoinOptions bring the container of an engine onto a network. Engines know containers
+// JoinOptions bring the container of a runtime onto a network. Runtimes know containers
 // by an ID and a namespace, and ask for one network after the other.
 type JoinOptions struct {
-	Engine    string          // cni, netavark: what Leave and Attachments go by
+	Runtime   string          // cni, netavark: what Leave and Attachments go by
 	Network   NetworkOptions  // made if there is none of its name; else what is given must be what it has
 	ID        string          // of the container: 64 hex digits
 	Names     []string        // the first that is free becomes the container's; none is: the ID's first 12 digits
 	Netns     string          // path
-	Endpoint  EndpointOptions // Engine is filled in
+	Endpoint  EndpointOptions // Runtime is filled in
 	Publish   []string        // what the container has published already stays as it is
+	Held      bool            // see ContainerOptions
 	DNS       []string
 	DNSSearch []string
 }
@@ -69,7 +70,7 @@ func (m *Manager) Join(opts JoinOptions) (*Joined, error) {
 }
 
 func (opts *JoinOptions) check() error {
-	opts.Endpoint.Engine = opts.Engine
+	opts.Endpoint.Runtime = opts.Runtime
 	if err := opts.Network.checkNew(); err != nil {
 		return err
 	}
@@ -83,8 +84,8 @@ func (opts *JoinOptions) check() error {
 func (opts *JoinOptions) container(name string) ContainerOptions {
 	return ContainerOptions{
 		ID: opts.ID, Name: name, Attach: "netns:" + opts.Netns, Endpoint: opts.Endpoint, Publish: opts.Publish,
-		DNS: opts.DNS, DNSSearch: opts.DNSSearch,
-		AutoRemove: true, // with its namespace: the engine has forgotten it, or asks anew
+		Held: opts.Held, DNS: opts.DNS, DNSSearch: opts.DNSSearch,
+		AutoRemove: true, // with its namespace: the runtime has forgotten it, or asks anew
 	}
 }
 
@@ -253,7 +254,7 @@ func (o *op) publishMissing(c *Container, specs []string) error {
 	return o.refreshClients(c)
 }
 
-// Leave ends what Join made; the container goes with the last attachment of an engine's.
+// Leave ends what Join made; the container goes with the last attachment of a runtime's.
 // Its namespace need not be there any more. ErrNotFound when there is no such interface.
 func (m *Manager) Leave(network, id, ifName string) error {
 	missing := notFound("container %s is not connected to network %s", id, network)
@@ -267,12 +268,12 @@ func (m *Manager) Leave(network, id, ifName string) error {
 			return err
 		}
 		ep := c.Endpoints[nid]
-		if ep == nil || ep.Engine == "" || ep.Interface() != ifName {
+		if ep == nil || ep.Runtime == "" || ep.Interface() != ifName {
 			return missing
 		}
 		last := true
 		for _, other := range c.Endpoints {
-			last = last && (other == ep || other.Engine == "")
+			last = last && (other == ep || other.Runtime == "")
 		}
 		if last && c.Attached {
 			if err := o.lowerContainer(c); err != nil {
@@ -288,15 +289,15 @@ func (m *Manager) Leave(network, id, ifName string) error {
 	})
 }
 
-// Attachment is an endpoint that an engine asked for.
+// Attachment is an endpoint that a runtime asked for.
 type Attachment struct {
 	Container *Container
 	Endpoint  *Endpoint
 	Up        bool // its namespace is there
 }
 
-// Attachments lists what an engine has on a network, by the network's whole name.
-func (m *Manager) Attachments(engine, network string) ([]Attachment, error) {
+// Attachments lists what a runtime has on a network, by the network's whole name.
+func (m *Manager) Attachments(runtime, network string) ([]Attachment, error) {
 	var list []Attachment
 	_, err := m.view(func(o *op) error {
 		nid, there, err := store.Get[string](o.tx, bucketNetworkNames, network)
@@ -304,7 +305,7 @@ func (m *Manager) Attachments(engine, network string) ([]Attachment, error) {
 			return err
 		}
 		return store.Each(o.tx, bucketContainers, func(_ string, c Container) error {
-			if ep := c.Endpoints[nid]; ep != nil && ep.Engine == engine {
+			if ep := c.Endpoints[nid]; ep != nil && ep.Runtime == runtime {
 				list = append(list, Attachment{&c, ep, o.up(&c)})
 			}
 			return nil

@@ -151,7 +151,7 @@ type Endpoint struct {
 	Links     []Link       `json:"links,omitempty"`
 	Gateway   bool         `json:"gateway"`            // carries the default route
 	Internal  bool         `json:"internal,omitempty"` // its network has no way out
-	Engine    string       `json:"engine,omitempty"`   // who asked for it, if not the user
+	Runtime   string       `json:"runtime,omitempty"`  // who asked for it, if not the user
 	Routes    []Route      `json:"routes,omitempty"`   // beside the default route
 	Created   time.Time    `json:"created"`
 }

@@ -18,6 +18,7 @@ type hostSpec struct {
 	ports.Spec
 	index int
 	proto maps.Proto
+	held  bool // see Container.Held
 }
 
 func parseSpecs(list []string) ([]hostSpec, error) {
@@ -39,7 +40,7 @@ func parseSpecs(list []string) ([]hostSpec, error) {
 			if proto == maps.SCTP && (s.HostFirst != s.First || s.HostLast != s.Last) {
 				return nil, invalid("port %q: sctp needs the same port on both sides", line)
 			}
-			specs = append(specs, hostSpec{s, i, proto})
+			specs = append(specs, hostSpec{Spec: s, index: i, proto: proto})
 		}
 	}
 	return specs, nil

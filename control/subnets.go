@@ -27,7 +27,7 @@ func (o *NetworkOptions) check() error {
 			return invalid("subnets %s and %s: one per family at most", other, s)
 		}
 		if err := ipam.CheckSubnet(s); err != nil {
-			return err
+			return &ofKind{ErrInvalid, err}
 		}
 		seen[v6] = s
 	}
@@ -35,14 +35,14 @@ func (o *NetworkOptions) check() error {
 		if s, ok := seen[g.Is6()]; !ok {
 			return invalid("gateway %s: no subnet of its family was given", g)
 		} else if err := ipam.CheckGateway(g, s); err != nil {
-			return err
+			return &ofKind{ErrInvalid, err}
 		}
 	}
 	for _, r := range o.Ranges {
 		if s, ok := seen[r.Addr().Is6()]; !ok {
 			return invalid("ip-range %s: no subnet of its family was given", r)
 		} else if err := ipam.CheckRange(r, s); err != nil {
-			return err
+			return &ofKind{ErrInvalid, err}
 		}
 	}
 	if err := checkMTU(o.MTU); err != nil {
@@ -50,7 +50,7 @@ func (o *NetworkOptions) check() error {
 	}
 	if o.Bridge != "" {
 		if err := link.CheckName(o.Bridge); err != nil {
-			return err
+			return &ofKind{ErrInvalid, err}
 		}
 		if strings.HasPrefix(o.Bridge, vethPrefix) || strings.HasPrefix(o.Bridge, bridgePrefix) {
 			return invalid("bridge %s: names that begin with %s or %s are kept for bpfnet's own", o.Bridge, vethPrefix, bridgePrefix)

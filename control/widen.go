@@ -45,12 +45,13 @@ func (o *op) widen(c *Container) error {
 				continue
 			}
 			fixed := s
+			fixed.held = c.Held
 			fixed.HostFirst, fixed.HostLast = d.Host, d.Host+uint16(d.Count-1)
 			if err := ns.Do(func() error { _, err := o.choosePort(&fixed, extra, 0); return err }); err != nil {
 				o.m.warn("container %s: %s: %v", c.Name, s.Raw, err)
 				continue
 			}
-			pub := maps.Publication{Endpoint4: slotOf(server4), Endpoint6: slotOf(server6), HostPort: d.Host, Port: d.Port, Sources: s.From}
+			pub := maps.Publication{Endpoint4: slotOf(server4), Endpoint6: slotOf(server6), HostPort: d.Host, Port: d.Port, Sources: s.From, Held: c.Held}
 			if err := o.openExtra(*d, pub, extra); err != nil {
 				return err
 			}
@@ -126,7 +127,7 @@ func (o *op) narrow(c *Container) error {
 					return err
 				}
 			}
-			pub := maps.Publication{Endpoint4: slotOf(server4), HostPort: d.Host, Port: d.Port}
+			pub := maps.Publication{Endpoint4: slotOf(server4), HostPort: d.Host, Port: d.Port, Held: c.Held}
 			if k := slices.IndexFunc(specs, func(s hostSpec) bool { return s.index == d.Spec }); k >= 0 {
 				pub.Sources = specs[k].From
 			}

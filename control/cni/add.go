@@ -26,13 +26,14 @@ func (p *plugin) add(args *skel.CmdArgs) error {
 		return err
 	}
 	opts := control.JoinOptions{
-		Engine:    engine,
+		Runtime:   runtime,
 		Network:   c.conf.network(),
 		ID:        containerID(c.ContainerID),
 		Names:     c.names(),
 		Netns:     c.Netns,
 		Endpoint:  c.want.endpoint(c.IfName),
 		Publish:   c.want.publish,
+		Held:      c.conf.PortsHeld,
 		DNS:       c.want.dns.Nameservers,
 		DNSSearch: c.want.dns.Search,
 	}

@@ -70,7 +70,7 @@ func (c *call) prevResult() (*current.Result, error) {
 
 // attachment is what the store has of the call's interface.
 func (c *call) attachment() (*control.Attachment, error) {
-	list, err := c.m.Attachments(engine, c.conf.Name)
+	list, err := c.m.Attachments(runtime, c.conf.Name)
 	if err != nil {
 		return nil, err
 	}

@@ -22,8 +22,8 @@ import (
 	"github.com/bpfnet/bpfnet/control"
 )
 
-// engine marks what was made here.
-const engine = "cni"
+// runtime marks what was made here.
+const runtime = "cni"
 
 var versions = version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 

@@ -33,6 +33,8 @@ type config struct {
 	Isolate  *bool          `json:"isolate"` // true
 	Internal bool           `json:"internal"`
 
+	PortsHeld bool `json:"portsHeld"` // the runtime has sockets on published ports itself, as podman's conmon has
+
 	// What the bridge plugin can leave out and this one always does.
 	IsGateway        *bool `json:"isGateway"`
 	IsDefaultGateway *bool `json:"isDefaultGateway"`
@@ -60,15 +62,15 @@ type config struct {
 		} `json:"cni"`
 	} `json:"args"`
 
-	valid   []types.GCAttachment
-	ipam    string // plugin that gives addresses; "": the Manager
-	runtime runtimeConfig
+	valid []types.GCAttachment
+	ipam  string // plugin that gives addresses; "": the Manager
+	asked runtimeConfig
 }
 
 // keys of config. Go would take them in any case of letters, and take no notice of others.
 var keys = []string{
 	"name", "bridge", "subnet", "subnets", "gateway", "gateways", "range", "ranges", "ipv6", "mtu", "icc", "ipMasq",
-	"isolate", "internal", "isGateway", "isDefaultGateway", "hairpinMode", "root", "bpffs", "netns", "cgroup", "datapath",
+	"isolate", "internal", "portsHeld", "isGateway", "isDefaultGateway", "hairpinMode", "root", "bpffs", "netns", "cgroup", "datapath",
 	"config", "cniVersion", "type", "ipam", "dns", "capabilities", "runtimeConfig", "prevResult", "args",
 }
 
@@ -121,7 +123,7 @@ func readConfig(data []byte) (*config, error) {
 	if c.ipam, err = readIPAM(c.IPAM); err != nil {
 		return nil, err
 	}
-	c.runtime, err = readRuntime(c.RuntimeConfig)
+	c.asked, err = readRuntime(c.RuntimeConfig)
 	return c, err
 }
 

@@ -42,7 +42,7 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 	for _, a := range c.conf.valid {
 		valid[types.GCAttachment{ContainerID: containerID(a.ContainerID), IfName: a.IfName}] = true
 	}
-	list, err := c.m.Attachments(engine, c.conf.Name)
+	list, err := c.m.Attachments(runtime, c.conf.Name)
 	if err != nil {
 		return err
 	}

@@ -79,8 +79,8 @@ func (c *config) wishes(cniArgs string) (*wishes, error) {
 	w := &wishes{name: string(env.K8S_POD_NAME), dns: c.DNS}
 	var err error
 	switch {
-	case len(c.runtime.IPs) > 0:
-		err = w.addresses(c.runtime.IPs, "runtimeConfig: ips", types.ErrInvalidNetworkConfig)
+	case len(c.asked.IPs) > 0:
+		err = w.addresses(c.asked.IPs, "runtimeConfig: ips", types.ErrInvalidNetworkConfig)
 	case len(c.Args.CNI.IPs) > 0:
 		err = w.addresses(c.Args.CNI.IPs, "args: ips", types.ErrInvalidNetworkConfig)
 	case env.IP != "":
@@ -89,19 +89,19 @@ func (c *config) wishes(cniArgs string) (*wishes, error) {
 	if err != nil {
 		return nil, err
 	}
-	if w.mac = c.runtime.MAC; w.mac == "" && env.MAC != "" {
+	if w.mac = c.asked.MAC; w.mac == "" && env.MAC != "" {
 		if _, err := net.ParseMAC(string(env.MAC)); err != nil {
 			return nil, failure(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: MAC %.40q: no MAC address", string(env.MAC))
 		}
 		w.mac = string(env.MAC)
 	}
-	if w.aliases, err = readAliases(c.runtime.Aliases, c.Name); err != nil {
+	if w.aliases, err = readAliases(c.asked.Aliases, c.Name); err != nil {
 		return nil, err
 	}
-	if w.publish, err = specs(c.runtime.PortMappings); err != nil {
+	if w.publish, err = specs(c.asked.PortMappings); err != nil {
 		return nil, err
 	}
-	if d := c.runtime.DNS; len(d.Servers)+len(d.Searches)+len(d.Options) > 0 {
+	if d := c.asked.DNS; len(d.Servers)+len(d.Searches)+len(d.Options) > 0 {
 		w.dns.Nameservers, w.dns.Search, w.dns.Options = d.Servers, d.Searches, d.Options
 	}
 	return w, nil
