@@ -3,6 +3,8 @@
 package control
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"net/netip"
 	"slices"
@@ -24,6 +26,15 @@ type JoinOptions struct {
 	Held      bool            // see ContainerOptions
 	DNS       []string
 	DNSSearch []string
+}
+
+// RuntimeID is the ID of a runtime's container: the same, if it can be.
+func RuntimeID(runtime, id string) string {
+	if checkID(id) == nil {
+		return id
+	}
+	sum := sha256.Sum256([]byte(runtime + " " + id))
+	return hex.EncodeToString(sum[:])
 }
 
 // Joined is what Join made.

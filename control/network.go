@@ -41,6 +41,9 @@ func (m *Manager) CreateNetwork(o NetworkOptions) (*Network, error) {
 	return n, nil
 }
 
+// CheckNetwork says what of the options could never be, without looking at a host.
+func CheckNetwork(o NetworkOptions) error { return o.checkNew() }
+
 // checkNew is check with the name, which must not be one that means something else.
 func (o *NetworkOptions) checkNew() error {
 	if err := checkName("network", o.Name); err != nil {

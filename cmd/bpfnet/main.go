@@ -5,6 +5,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"runtime/debug"
 
 	"github.com/bpfnet/bpfnet/control/bench"
@@ -20,6 +21,9 @@ func main() {
 	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	if calledByCNI(os.Args) {
 		os.Exit(cniMain(a))
+	}
+	if filepath.Base(os.Args[0]) == nameNetavark {
+		os.Exit(netavarkMain(a, os.Args[1:]))
 	}
 	os.Exit(execute(a, os.Args[1:]))
 }

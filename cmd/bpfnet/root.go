@@ -71,7 +71,7 @@ connection tracking, no proxy and no daemon take part in it.`,
 	root.AddCommand(
 		containerGroup(a), networkGroup(a), bridgeGroup(a),
 		initCommand(a), statusCommand(a), flowsCommand(a), reconcileCommand(a), daemonCommand(a), uninstallCommand(a),
-		demoCommand(a), benchCommand(a), cniCommand(a), versionCommand(a), superviseCommand(a),
+		demoCommand(a), benchCommand(a), cniCommand(a), netavarkCommand(a), versionCommand(a), superviseCommand(a),
 	)
 	for _, make := range extra {
 		root.AddCommand(make(a))

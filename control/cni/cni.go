@@ -10,8 +10,6 @@
 package cni
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"io"
 
@@ -55,14 +53,8 @@ func Fail(out io.Writer, err error) {
 	}{version.Current(), e})
 }
 
-// containerID is the Manager's ID of a runtime's container: the same, if it can be.
-func containerID(id string) string {
-	if raw, err := hex.DecodeString(id); err == nil && len(raw) == 32 && hex.EncodeToString(raw) == id {
-		return id
-	}
-	sum := sha256.Sum256([]byte("cni " + id))
-	return hex.EncodeToString(sum[:])
-}
+// containerID is the Manager's ID of a runtime's container.
+func containerID(id string) string { return control.RuntimeID(runtime, id) }
 
 // call is a request with everything read.
 type call struct {

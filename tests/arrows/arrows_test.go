@@ -23,7 +23,7 @@ const module = "github.com/bpfnet/bpfnet"
 // allowed lists what each room may import of ours; "*" is everything.
 var allowed = map[string][]string{
 	"":                          {},
-	"cmd/bpfnet":                {"control", "control/bench", "control/cni", "control/demo", "control/docker", "control/process"},
+	"cmd/bpfnet":                {"control", "control/bench", "control/cni", "control/demo", "control/docker", "control/netavark", "control/process"},
 	"control":                   {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "control/watch", "control/datapath", "control/datapath/bpf", "control/datapath/iptables", "maps"},
 	"control/datapath":          {"control/link", "control/netns", "maps"},
 	"control/datapath/iptables": {"control/datapath", "control/link", "control/netns", "maps"},
@@ -35,6 +35,7 @@ var allowed = map[string][]string{
 	"control/ipam":              {},
 	"control/lab":               {"control/netns"},
 	"control/link":              {"control/netns"},
+	"control/netavark":          {"control", "control/ipam"},
 	"control/netns":             {},
 	"control/ports":             {},
 	"control/process":           {},
