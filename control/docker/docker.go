@@ -83,7 +83,9 @@ type follower struct {
 
 	bridges map[string]bool            // IDs of the networks that are carried
 	links   map[string]map[string]bool // clients by target, by IDs: a target's next start is theirs too
-	last    string                     // error, which is said once
+	running map[string]bool            // containers that have been adopted since they started
+	awaited map[string]*awaited
+	last    string // error, which is said once
 }
 
 // session follows the Engine while it lives; lived says that it was there.
@@ -106,6 +108,11 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 	if err := f.everything(ctx); err != nil {
 		return false, err
 	}
+	cables, err := f.m.WatchDevices(vethRule.MatchString)
+	if err != nil {
+		return true, err
+	}
+	defer cables.Close()
 	f.last = ""
 	f.o.Log(fmt.Sprintf("following docker %s, API %s", f.o.Host, version.APIVersion))
 	for {
@@ -115,7 +122,7 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 		case err := <-stream.Err:
 			return true, err
 		case e := <-stream.Messages:
-			news := newNews()
+			news := f.newNews()
 			news.add(&e)
 			for more := true; more; { // what has come meanwhile
 				select {
@@ -128,6 +135,13 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 			if err := f.follow(ctx, news); err != nil {
 				return true, err
 			}
+		case <-cables.Done():
+			return true, cables.Err()
+		case <-cables.Notice():
+			cables.Take()
+			if err := f.seek(ctx); err != nil {
+				return true, err
+			}
 		}
 	}
 }
@@ -137,9 +151,15 @@ type news struct {
 	containers map[string]bool // true: it has ended, and that is known without asking
 	gone       []string        // networks
 	networks   bool            // there may be another one
+	joined     []joined        // by containers that do not run yet
+	running    map[string]bool
 }
 
-func newNews() *news { return &news{containers: make(map[string]bool)} }
+type joined struct{ network, container string }
+
+func (f *follower) newNews() *news {
+	return &news{containers: make(map[string]bool), running: f.running}
+}
 
 func (n *news) add(e *events.Message) {
 	switch e.Type {
@@ -157,10 +177,24 @@ func (n *news) add(e *events.Message) {
 		case events.ActionDestroy, events.ActionRemove:
 			n.gone = append(n.gone, e.Actor.ID)
 		case events.ActionConnect, events.ActionDisconnect:
-			if id := e.Actor.Attributes["container"]; id != "" && !n.containers[id] {
-				n.containers[id] = false
-			}
+			n.cable(e.Actor.ID, e.Actor.Attributes["container"], e.Action == events.ActionConnect)
 		}
+	}
+}
+
+// cable is of a container that was put on a network, or taken off.
+func (n *news) cable(network, id string, on bool) {
+	_, named := n.containers[id]
+	switch {
+	case id == "":
+	case n.running[id]:
+		if !named {
+			n.containers[id] = false
+		}
+	case on:
+		n.joined = append(n.joined, joined{network, id})
+	case !named:
+		n.containers[id] = true // it did not start
 	}
 }
 

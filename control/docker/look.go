@@ -16,7 +16,7 @@ import (
 
 // everything takes over all that the Engine has, and lets go what it has no more.
 func (f *follower) everything(ctx context.Context) error {
-	f.links = make(map[string]map[string]bool)
+	f.links, f.running, f.awaited = make(map[string]map[string]bool), make(map[string]bool), make(map[string]*awaited)
 	a := control.Adopted{Whole: true}
 	problems, err := f.networks(ctx, &a)
 	if err != nil {
@@ -55,6 +55,8 @@ func (f *follower) follow(ctx context.Context, n *news) error {
 		}
 	}
 	for id, ended := range n.containers {
+		delete(f.running, id)
+		delete(f.awaited, id)
 		if ended {
 			a.Gone = append(a.Gone, id)
 			continue
@@ -70,16 +72,30 @@ func (f *follower) follow(ctx context.Context, n *news) error {
 			}
 		}
 	}
-	if len(a.Networks)+len(a.Containers)+len(a.Gone) == 0 {
-		return nil
+	if len(a.Networks)+len(a.Containers)+len(a.Gone) > 0 {
+		if err := f.adopt(ctx, a); err != nil {
+			return err
+		}
 	}
-	return f.adopt(ctx, a)
+	for _, j := range n.joined {
+		if _, looked := n.containers[j.container]; !looked {
+			if err := f.await(ctx, j.network, j.container); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// asked is what the Manager is asked, with what is always so of the Engine.
+func asked(a control.Adopted) control.Adopted {
+	a.Engine, a.Held, a.Devices, a.SetUp = Name, true, veths, !a.Whole
+	return a
 }
 
 // adopt tells the Manager. What cannot be done of a container that has ended meanwhile is no news.
 func (f *follower) adopt(ctx context.Context, a control.Adopted) error {
-	a.Engine, a.Held, a.Devices, a.SetUp = Name, true, veths, !a.Whole
-	changes, err := f.m.Adopt(a)
+	changes, err := f.m.Adopt(asked(a))
 	for _, c := range changes {
 		f.o.Log(c)
 	}
@@ -159,6 +175,7 @@ func (f *follower) container(ctx context.Context, a *control.Adopted, id string)
 		f.links[l.Target][id] = true
 	}
 	a.Containers = append(a.Containers, known)
+	f.running[id] = true
 	return nil
 }
 

@@ -4,6 +4,7 @@ package link
 
 import (
 	"fmt"
+	"net"
 
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/vishvananda/netlink"
@@ -70,4 +71,17 @@ func DefaultDevice(ns *netns.NS) (index int, err error) {
 		return nil
 	})
 	return index, err
+}
+
+// MACIn is the MAC of a device, by its index, in a namespace.
+func MACIn(ns *netns.NS, index int) (mac net.HardwareAddr, err error) {
+	err = withHandle(ns, func(h *netlink.Handle) error {
+		l, err := h.LinkByIndex(index)
+		if err != nil {
+			return fmt.Errorf("device %d: %w", index, err)
+		}
+		mac = l.Attrs().HardwareAddr
+		return nil
+	})
+	return mac, err
 }

@@ -188,7 +188,7 @@ func (e *engine) end() {
 	}
 }
 
-func tail(s string) string { return s[max(0, len(s)-6000):] }
+func tail(s string) string { return s[max(0, len(s)-20000):] }
 
 func (e *engine) startDaemon() {
 	e.t.Helper()
@@ -239,9 +239,13 @@ func (e *engine) importImage() {
 	require.NoError(e.t, w.WriteHeader(&tar.Header{Name: "bin/busybox", Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}))
 	_, err = w.Write(content)
 	require.NoError(e.t, err)
-	for _, name := range strings.Fields("sh sleep tcpsvd udpsvd ping nc wget cat ip nslookup") {
+	for _, name := range strings.Fields("sh sleep httpd ping nc wget cat ip nslookup") {
 		require.NoError(e.t, w.WriteHeader(&tar.Header{Name: "bin/" + name, Linkname: "busybox", Mode: 0o777, Typeflag: tar.TypeSymlink}))
 	}
+	script := "#!/bin/sh\necho\necho $(cat /etc/hostname) $REMOTE_ADDR\n"
+	require.NoError(e.t, w.WriteHeader(&tar.Header{Name: "www/cgi-bin/who", Mode: 0o755, Size: int64(len(script)), Typeflag: tar.TypeReg}))
+	_, err = w.Write([]byte(script))
+	require.NoError(e.t, err)
 	require.NoError(e.t, w.Close())
 	file := filepath.Join(e.dir, "box.tar")
 	require.NoError(e.t, os.WriteFile(file, buf.Bytes(), 0o600))

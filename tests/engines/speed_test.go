@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engines
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+	"github.com/stretchr/testify/require"
+
+	"github.com/bpfnet/bpfnet/loader"
+	"github.com/bpfnet/bpfnet/maps"
+	"github.com/bpfnet/bpfnet/tests/lab"
+)
+
+// create makes a container of the image box by the Engine's interface: the client's own
+// time is no part of what is measured. The server in it says its name and whom it sees.
+func (e *engine) create(name string, ports network.PortMap) string {
+	e.t.Helper()
+	exposed := make(network.PortSet)
+	for p := range ports {
+		exposed[p] = struct{}{}
+	}
+	zero := 0
+	r, err := e.api.ContainerCreate(context.Background(), client.ContainerCreateOptions{
+		Name: name,
+		Config: &container.Config{Image: "box", Hostname: name, ExposedPorts: exposed, StopTimeout: &zero,
+			Cmd: []string{"httpd", "-f", "-h", "/www"}},
+		HostConfig: &container.HostConfig{PortBindings: ports},
+	})
+	require.NoError(e.t, err)
+	return r.ID
+}
+
+func bind(host, cont int) (network.Port, network.PortBinding) {
+	p, _ := network.PortFrom(uint16(cont), network.TCP)
+	return p, network.PortBinding{HostPort: fmt.Sprint(host)}
+}
+
+func portMap(pairs ...int) network.PortMap {
+	m := make(network.PortMap)
+	for i := 0; i < len(pairs); i += 2 {
+		p, b := bind(pairs[i], pairs[i+1])
+		m[p] = append(m[p], b)
+	}
+	return m
+}
+
+func (e *engine) start(id string) {
+	e.t.Helper()
+	_, err := e.api.ContainerStart(context.Background(), id, client.ContainerStartOptions{})
+	require.NoError(e.t, err)
+}
+
+func (e *engine) remove(id string) {
+	e.t.Helper()
+	_, err := e.api.ContainerRemove(context.Background(), id, client.ContainerRemoveOptions{Force: true})
+	require.NoError(e.t, err)
+}
+
+// greets asks the server of create once, with a new connection.
+func (e *engine) greets(port int, limit time.Duration) (string, error) {
+	c, err := lab.Dial(e.Client, "tcp", "", fmt.Sprintf("%s:%d", lab.HostIPv4, port), limit)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
+		return "", err
+	}
+	if _, err := io.WriteString(c, "GET /cgi-bin/who HTTP/1.0\r\n\r\n"); err != nil {
+		return "", err
+	}
+	answer, err := io.ReadAll(c)
+	_, body, _ := strings.Cut(string(answer), "\n\n")
+	return strings.TrimSpace(strings.ReplaceAll(body, "\r", "")), err
+}
+
+// firstAnswer connects anew every two milliseconds until somebody is answered, and says when
+// that was: a connection that came too early may hang in the Engine's own socket.
+func (e *engine) firstAnswer(port int, want string) time.Time {
+	e.t.Helper()
+	answered := make(chan time.Time, 1)
+	tick, end := time.NewTicker(2*time.Millisecond), time.After(wait)
+	defer tick.Stop()
+	for {
+		select {
+		case at := <-answered:
+			return at
+		case <-end:
+			e.t.Fatalf("port %d: does not answer", port)
+		case <-tick.C:
+			go func() {
+				if line, err := e.greets(port, soon); err == nil && line == want {
+					select {
+					case answered <- time.Now():
+					default:
+					}
+				}
+			}()
+		}
+	}
+}
+
+func median(list []time.Duration) time.Duration {
+	slices.Sort(list)
+	return list[len(list)/2]
+}
+
+// From the Engine's event that a container has started to the first answer of its port.
+func TestAnswersAtOnce(t *testing.T) {
+	e := newEngine(t)
+	var took []time.Duration
+	for i := range 5 {
+		id := e.create(fmt.Sprint("web", i), portMap(8080, 80))
+		at := e.at(id, "start", func() { e.start(id) })
+		took = append(took, e.firstAnswer(8080, fmt.Sprintf("web%d [::ffff:%s]", i, lab.ClientIPv4)).Sub(at))
+		e.remove(id)
+	}
+	t.Logf("from the start event to the answer: median %v of %v", median(took), took)
+	require.Less(t, median(took), 50*time.Millisecond)
+}
+
+// firstRefusal connects anew every two milliseconds until the port is closed.
+func (e *engine) firstRefusal(port int) time.Time {
+	e.t.Helper()
+	refused := make(chan time.Time, 1)
+	tick, end := time.NewTicker(2*time.Millisecond), time.After(wait)
+	defer tick.Stop()
+	for {
+		select {
+		case at := <-refused:
+			return at
+		case <-end:
+			e.t.Fatalf("port %d: is not closed", port)
+		case <-tick.C:
+			go func() {
+				if _, err := e.greets(port, soon); lab.Refused(err) {
+					select {
+					case refused <- time.Now():
+					default:
+					}
+				}
+			}()
+		}
+	}
+}
+
+// leads says whether a host port leads anywhere, by the programs' own tables.
+func (e *engine) leads(port int) bool {
+	e.t.Helper()
+	src, err := loader.OpenMaps(loader.Options{BPFFS: e.BPFFS})
+	require.NoError(e.t, err)
+	defer src.Close()
+	_, taken, err := maps.New(src).Ports.Conflict(maps.Binding{Proto: maps.TCP, Addr: netip.IPv4Unspecified(), First: uint16(port), Count: 1})
+	require.NoError(e.t, err)
+	return taken
+}
+
+// at waits for an event of a container and says when it came.
+func (e *engine) at(id, event string, do func()) time.Time {
+	e.t.Helper()
+	ctx, stop := context.WithTimeout(context.Background(), wait)
+	defer stop()
+	stream := e.api.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.Add("event", event).Add("container", id)})
+	came := make(chan time.Time, 1)
+	go func() {
+		select {
+		case <-stream.Messages:
+			came <- time.Now()
+		case <-stream.Err:
+			close(came)
+		}
+	}()
+	do()
+	at, ok := <-came
+	require.True(e.t, ok, event)
+	return at
+}
+
+// 206 ports on a host that has published 8,000: what bpfnet adds to the Engine's own time,
+// and how soon after the container's end they are closed.
+func TestManyPorts(t *testing.T) {
+	const (
+		rounds = 5
+		count  = 206
+		most   = 50 * time.Millisecond
+	)
+	e := newEngineAlone(t)
+	for i := range 8 {
+		var pairs []int
+		for p := range 1000 {
+			pairs = append(pairs, 20000+i*1000+p, 1000+p)
+		}
+		e.start(e.create(fmt.Sprint("many", i), portMap(pairs...)))
+	}
+	var pairs []int
+	for p := range count { // no two are neighbours
+		pairs = append(pairs, 10000+2*p, 79+p)
+	}
+	last := 10002 // leads to port 80
+	round := func(answers bool) (start, end time.Duration) {
+		id := e.create("web", portMap(pairs...))
+		begin := time.Now()
+		e.start(id)
+		if answers {
+			start = e.firstAnswer(last, "web [::ffff:"+lab.ClientIPv4+"]").Sub(begin)
+		} else {
+			start = time.Since(begin)
+		}
+		died := e.at(id, "die", func() { go e.remove(id) })
+		end = e.firstRefusal(last).Sub(died)
+		if answers { // a container that has ended refuses, too: the port has to be nobody's
+			e.eventually("closed", func() bool { return !e.leads(last) })
+			end = time.Since(died)
+		}
+		e.eventually("removed", func() bool {
+			_, err := e.api.ContainerInspect(context.Background(), id, client.ContainerInspectOptions{})
+			return err != nil
+		})
+		return start, end
+	}
+	var alone, with, goneAlone, gone []time.Duration
+	for range rounds {
+		start, end := round(false)
+		alone, goneAlone = append(alone, start), append(goneAlone, end)
+	}
+	e.startDaemon()
+	e.adopted("many0", "many7")
+	for range rounds {
+		start, end := round(true)
+		with, gone = append(with, start), append(gone, end)
+	}
+	t.Logf("%d ports on 8,000: started by the Engine alone after %v (median), with bpfnet they answer after %v", count, median(alone), median(with))
+	t.Logf("closed %v after the container's end (median), the Engine's own sockets after %v", median(gone), median(goneAlone))
+	t.Logf("of %v; %v; %v; %v", alone, with, goneAlone, gone)
+	// The fastest of each: what else the machine does only adds to them.
+	require.Less(t, slices.Min(with)-slices.Min(alone), most)
+	require.Less(t, slices.Min(gone), most)
+}
