@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/control/store"
 )
@@ -71,14 +72,9 @@ func (o *op) observe() (*observed, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := ns.Netlink()
+	links, err := link.Devices(ns)
 	if err != nil {
 		return nil, err
-	}
-	defer h.Close()
-	links, err := h.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("devices: %w", err)
 	}
 	seen := &observed{make(map[string]netlink.Link), make(map[int]netlink.Link)}
 	for _, l := range links {

@@ -126,7 +126,7 @@ func psRows(m *control.Manager, containers []*control.Container, whole bool) ([]
 
 func psRowOf(c *control.Container, pubs []control.Publication, networks map[string]string, whole bool, now time.Time) psRow {
 	command := strings.Join(c.Args, " ")
-	if c.Attached {
+	if c.Attached && c.Engine == "" {
 		command = "(attached)"
 	}
 	if !whole {

@@ -38,6 +38,8 @@ const (
 	askFor   = 20 * time.Second // an answer of the Engine's
 	retryMin = 20 * time.Millisecond
 	retryMax = 2 * time.Second
+	againMin = 50 * time.Millisecond // after what could not be done, to everything
+	againMax = 30 * time.Second
 )
 
 // Options say what to follow.
@@ -86,6 +88,9 @@ type follower struct {
 	running map[string]bool            // containers that have been adopted since they started
 	awaited map[string]*awaited
 	last    string // error, which is said once
+
+	failures int       // looks that could not do everything, since the last one at everything that could
+	due      time.Time // then everything is looked at again, if there were failures
 }
 
 // session follows the Engine while it lives; lived says that it was there.
@@ -116,9 +121,17 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 	f.last = ""
 	f.o.Log(fmt.Sprintf("following docker %s, API %s", f.o.Host, version.APIVersion))
 	for {
+		var again <-chan time.Time
+		if f.failures > 0 {
+			again = time.After(time.Until(f.due))
+		}
 		select {
 		case <-ctx.Done():
 			return true, nil
+		case <-again:
+			if err := f.everything(ctx); err != nil {
+				return true, err
+			}
 		case err := <-stream.Err:
 			return true, err
 		case e := <-stream.Messages:

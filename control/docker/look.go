@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -103,6 +104,9 @@ func (f *follower) adopt(ctx context.Context, a control.Adopted) error {
 		return err
 	}
 	if err == nil {
+		if a.Whole {
+			f.failures = 0
+		}
 		return nil
 	}
 	if len(a.Containers) > 0 && !a.Whole {
@@ -116,7 +120,9 @@ func (f *follower) adopt(ctx context.Context, a control.Adopted) error {
 			return nil
 		}
 	}
-	f.o.Log("error: " + line(err))
+	f.once("error: " + line(err))
+	f.failures++
+	f.due = time.Now().Add(min(againMin<<min(f.failures-1, 20), againMax))
 	return nil
 }
 

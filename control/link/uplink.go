@@ -88,6 +88,17 @@ func HostAddrs(host *netns.NS) ([]Addr, error) {
 	return found, err
 }
 
+// Devices lists all of a namespace's devices.
+func Devices(ns *netns.NS) (list []netlink.Link, err error) {
+	err = withHandle(ns, func(h *netlink.Handle) error {
+		if list, err = dump(h.LinkList); err != nil {
+			return fmt.Errorf("devices: %w", err)
+		}
+		return nil
+	})
+	return list, err
+}
+
 // Names are the names of the host's devices, by index.
 func Names(host *netns.NS) (names map[int]string, err error) {
 	names = make(map[int]string)

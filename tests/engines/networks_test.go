@@ -132,6 +132,16 @@ func TestNetworks(t *testing.T) {
 		e := e.in(t)
 		_, err := e.Run(e.Host, binary(t), "rm", "-f", "ss")
 		require.ErrorContains(t, err, "container docker/ss: belongs to docker: use docker")
+
+		// Who was first keeps a port, whoever that is.
+		_, path := e.AddNetns(t, "own")
+		e.bpfnet("attach", "own", "netns:"+path)
+		e.bpfnet("publish", "own", "9999:80")
+		_, err = e.Run(e.Host, dockerCLI, "--host", e.socket(), "run", "-d", "--name", "late", "-p", "9999:80", "box", "sleep", "1")
+		require.ErrorContains(t, err, "address already in use")
+		_, err = e.Run(e.Host, binary(t), "publish", "own", "8080:80")
+		require.ErrorContains(t, err, "port is already allocated")
+		require.Empty(t, e.rules())
 	})
 }
 

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -116,14 +115,6 @@ func TestTwentyAtOnce(t *testing.T) {
 		}))
 		e.goneAll(round, before)
 	}
-	errors := 0
-	for line := range strings.Lines(e.daemon.Stderr()) {
-		if strings.Contains(line, "error") {
-			errors++
-			t.Log(line)
-		}
-	}
-	require.Zero(t, errors)
 }
 
 // The first packet that a container sends finds its way: a second one comes a second later
