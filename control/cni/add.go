@@ -25,6 +25,9 @@ func (p *plugin) add(args *skel.CmdArgs) error {
 	if err := c.checkNetns(); err != nil {
 		return err
 	}
+	if len(c.conf.PrevResult) > 0 {
+		return c.chain()
+	}
 	opts := control.JoinOptions{
 		Runtime:   runtime,
 		Network:   c.conf.network(),

@@ -46,10 +46,37 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	if err := c.compare(a.Endpoint, prev); err != nil {
 		return err
 	}
-	if err := c.inside(a.Endpoint); err != nil {
+	if a.Container.Engine == "" { // else that is the business of who made it
+		if err := c.inside(a.Endpoint); err != nil {
+			return err
+		}
+	}
+	if err := c.published(a); err != nil {
 		return err
 	}
 	return c.hooks(a.Endpoint)
+}
+
+// published looks whether every port mapping leads to the container.
+func (c *call) published(a *control.Attachment) error {
+	want, err := checked(c.conf.asked.PortMappings)
+	if err != nil || a.Endpoint.Internal || len(want) == 0 {
+		return err
+	}
+	list, err := c.m.Publications(a.Container.ID)
+	if err != nil {
+		return err
+	}
+	for _, m := range want {
+		if !slices.ContainsFunc(list, func(p control.Publication) bool {
+			at := m.HostPort - int(p.HostPort)
+			return p.Proto == m.Protocol && at >= 0 && at < int(p.Count) && int(p.Port)+at == m.ContainerPort &&
+				(m.HostIP == "" || p.HostIP.String() == m.HostIP)
+		}) {
+			return failure(codeDiffers, "portMappings: %s: is not published", m.spec(1))
+		}
+	}
+	return nil
 }
 
 func (c *call) prevResult() (*current.Result, error) {
@@ -70,7 +97,7 @@ func (c *call) prevResult() (*current.Result, error) {
 
 // attachment is what the store has of the call's interface.
 func (c *call) attachment() (*control.Attachment, error) {
-	list, err := c.m.Attachments(runtime, c.conf.Name)
+	list, err := c.attachments()
 	if err != nil {
 		return nil, err
 	}

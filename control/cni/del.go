@@ -21,13 +21,31 @@ func (p *plugin) del(args *skel.CmdArgs) error {
 	return errors.Join(c.leave(containerID(c.ContainerID), c.IfName), c.delegateDel())
 }
 
-// leave is Leave for which nothing to end is as good.
+// leave ends an attachment; nothing to end is as good.
 func (c *call) leave(id, ifName string) error {
+	if done, err := c.unchain(id, c.conf.Name, ifName); err != nil || done {
+		return err
+	}
 	err := c.m.Leave(c.conf.Name, id, ifName)
 	if errors.Is(err, control.ErrNotFound) {
 		return nil
 	}
 	return err
+}
+
+// attachments are all that runtimes have on the network, of our making and adopted.
+func (c *call) attachments() ([]control.Attachment, error) {
+	list, err := c.m.Attachments(runtime, c.conf.Name)
+	if err != nil {
+		return nil, err
+	}
+	all, err := c.m.Containers()
+	for _, have := range all {
+		if ep := have.Endpoints[networkID(c.conf.Name)]; ep != nil && have.Engine == runtime {
+			list = append(list, control.Attachment{Container: have, Endpoint: ep, Up: have.State == control.StateRunning})
+		}
+	}
+	return list, err
 }
 
 // gc ends every attachment to the network that the runtime does not list, and goes on when
@@ -42,7 +60,7 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 	for _, a := range c.conf.valid {
 		valid[types.GCAttachment{ContainerID: containerID(a.ContainerID), IfName: a.IfName}] = true
 	}
-	list, err := c.m.Attachments(runtime, c.conf.Name)
+	list, err := c.attachments()
 	if err != nil {
 		return err
 	}

@@ -22,22 +22,9 @@ type portMapping struct {
 // specs are the Manager's words for port mappings. Runtimes send ranges expanded:
 // neighbours become one again, because a range is published at once.
 func specs(list []portMapping) ([]string, error) {
-	list = slices.Clone(list)
-	for i := range list {
-		m := &list[i]
-		m.Protocol = cmp.Or(strings.ToLower(m.Protocol), "tcp")
-		for what, port := range map[string]int{"hostPort": m.HostPort, "containerPort": m.ContainerPort} {
-			if port < 1 || port > 65535 {
-				return nil, failure(types.ErrInvalidNetworkConfig, "portMappings: %s %d: not 1 to 65535", what, port)
-			}
-		}
-		if m.HostIP != "" {
-			a, err := netip.ParseAddr(m.HostIP)
-			if err != nil {
-				return nil, failure(types.ErrInvalidNetworkConfig, "portMappings: hostIP %.60q: no address", m.HostIP)
-			}
-			m.HostIP = a.Unmap().String()
-		}
+	list, err := checked(list)
+	if err != nil {
+		return nil, err
 	}
 	slices.SortFunc(list, func(a, b portMapping) int {
 		return cmp.Or(cmp.Compare(a.HostIP, b.HostIP), cmp.Compare(a.Protocol, b.Protocol),
@@ -54,6 +41,31 @@ func specs(list []portMapping) ([]string, error) {
 		i += n
 	}
 	return out, nil
+}
+
+// checked are the mappings with what may be left out filled in.
+func checked(list []portMapping) ([]portMapping, error) {
+	list = slices.Clone(list)
+	for i := range list {
+		m := &list[i]
+		m.Protocol = cmp.Or(strings.ToLower(m.Protocol), "tcp")
+		if m.Protocol != "tcp" && m.Protocol != "udp" && m.Protocol != "sctp" {
+			return nil, failure(types.ErrInvalidNetworkConfig, "portMappings: protocol %.20q: tcp, udp or sctp", m.Protocol)
+		}
+		for what, port := range map[string]int{"hostPort": m.HostPort, "containerPort": m.ContainerPort} {
+			if port < 1 || port > 65535 {
+				return nil, failure(types.ErrInvalidNetworkConfig, "portMappings: %s %d: not 1 to 65535", what, port)
+			}
+		}
+		if m.HostIP != "" {
+			a, err := netip.ParseAddr(m.HostIP)
+			if err != nil {
+				return nil, failure(types.ErrInvalidNetworkConfig, "portMappings: hostIP %.60q: no address", m.HostIP)
+			}
+			m.HostIP = a.Unmap().String()
+		}
+	}
+	return list, nil
 }
 
 // after is the mapping n ports up.

@@ -157,6 +157,12 @@ func TestCheck(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(strings.ReplaceAll(mustJSON(t, good["prevResult"]), "10.88.0.2/16", "10.88.0.3/16")), &other))
 	r.fails(p.call("CHECK", good.with(conf{"prevResult": other})), differs, "10.88.0.3")
 	del()
+	good = mapped(add(), "8080:80/tcp")
+	r.fails(p.call("CHECK", good), differs, "8080:80/tcp")
+	_, err := r.m.Publish("checked", "8080:80")
+	require.NoError(t, err)
+	r.must(p.call("CHECK", good))
+	del()
 
 	for name, harm := range map[string]func(h *netlink.Handle, l netlink.Link) error{
 		"address": func(h *netlink.Handle, l netlink.Link) error {
