@@ -4,6 +4,7 @@
 //
 //	cmd/bpfnet → control/docker → control
 //	cmd/bpfnet → control → control/{ipam,link,netns,ports,process,store,watch}, maps
+//	cmd/bpfnet → control/{cni,netavark} → control, control/{ipam,netns}
 //	             control → control/datapath/{bpf,iptables} → control/datapath → control/link, maps
 //	             control/datapath/bpf, maps → loader
 //	maps → loader
