@@ -333,6 +333,7 @@ func notAdopted(kind, name, engine string) error {
 	if engine == "" {
 		return nil
 	}
+	engine = strings.TrimSuffix(engine, "-driver")
 	return conflict("%s %s: belongs to %s: use %s", kind, name, engine, engine)
 }
 
@@ -356,7 +357,7 @@ func ownContainer(o *op, ref string) (*Container, error) {
 func ownNetwork(o *op, ref string) (*Network, error) {
 	n, err := findNetwork(o.tx, ref)
 	if err == nil {
-		err = notAdopted("network", n.Name, n.Engine)
+		err = notAdopted("network", n.Name, n.Engine+n.Driver)
 	}
 	return n, err
 }

@@ -281,6 +281,9 @@ func (o *op) repairAdopted(c *Container) error {
 			err = o.letGoEndpoint(c, n, ep)
 		} else if err = o.tellEndpoint(n, ep); err == nil {
 			err = o.setNeighbors(n, ep)
+			if bridge, missing := o.bridgeIndex(n); err == nil && missing == nil && n.Driver != "" && dev.Attrs().MasterIndex != bridge {
+				err = o.enslave(dev, bridge)
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("network %s: %w", n.Name, err)

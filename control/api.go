@@ -42,6 +42,8 @@ type NetworkOptions struct {
 	Bridge          string
 	BindAddress     string
 	Labels          map[string]string
+
+	id, driver string // of a network of a driver's: see AddDriverNetwork
 }
 
 // EndpointOptions are the flags of network connect, and of run's --net.

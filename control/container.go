@@ -192,6 +192,8 @@ func (o *op) up(c *Container) bool {
 	switch {
 	case c.State == StateExited || o.booted():
 		return false
+	case c.byCable():
+		return o.cabled(c)
 	case c.Attached:
 		if c.PID != 0 && !alive(c.PID, c.PIDStart) {
 			return false

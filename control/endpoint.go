@@ -280,7 +280,7 @@ func (o *op) uncable(n *Network, ep *Endpoint) error {
 	if bridge, err := o.bridgeIndex(n); err == nil {
 		errs = append(errs, link.DelNeighbors(ns, bridge, endpointAddrs(ep)))
 	}
-	if n.Engine == "" {
+	if n.Engine+n.Driver == "" { // else an engine has one end
 		errs = append(errs, link.DeleteVeth(ns, ep.HostIf))
 	}
 	if ep.HostIndex != 0 {
@@ -306,7 +306,7 @@ func (o *op) lowerEndpoint(c *Container, n *Network, ep *Endpoint) error {
 		return err
 	}
 	for _, a := range []netip.Prefix{ep.IPv4, ep.IPv6} {
-		if a.IsValid() {
+		if a.IsValid() && n.Driver == "" { // else until the engine takes the endpoint back
 			if err := store.Delete(o.tx, bucketAddresses, addressKey(n, a.Addr())); err != nil {
 				return err
 			}

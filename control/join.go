@@ -150,6 +150,9 @@ func (o *op) joinedNetwork(opts *NetworkOptions) (*Network, error) {
 		return o.createNetwork(*opts)
 	}
 	n, err := networkByID(o.tx, id)
+	if err == nil {
+		err = notAdopted("network", n.Name, n.Driver)
+	}
 	if err != nil {
 		return nil, err
 	}

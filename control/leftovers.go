@@ -39,6 +39,7 @@ func (o *op) dropLeftovers(networks []*Network, live []*Container) error {
 		for _, ep := range c.Endpoints {
 			if ep.Slot != 0 && byID[ep.Network] != nil {
 				wanted[ep.HostIf], slots[ep.Slot] = true, true
+				wanted[peerName(ep.HostIf)] = byID[ep.Network].Driver != ""
 				num := byID[ep.Network].Number
 				members[num] = append(members[num], ep.Slot)
 			}

@@ -47,12 +47,13 @@ const (
 	bucketLinkedBy     = "linked-by"     // target/client: true, of all links
 	bucketHosts        = "hosts"         // container: lines of its hosts file that are ours
 	bucketNetns        = "netns"         // cookie: container ID
+	bucketDriver       = "driver"        // network/endpoint: driverRecord
 	bucketPath         = "datapath"      // the packets' path's own
 )
 
 var allBuckets = []string{
 	bucketHost, bucketNetworks, bucketNetworkNames, bucketContainers, bucketNames, bucketNumbers, bucketAddresses,
-	bucketMembers, bucketSlots, bucketPorts, bucketLinks, bucketLinkedBy, bucketHosts, bucketNetns, bucketPath,
+	bucketMembers, bucketSlots, bucketPorts, bucketLinks, bucketLinkedBy, bucketHosts, bucketNetns, bucketDriver, bucketPath,
 }
 
 // Manager works on one host. It is opened per command; several processes may

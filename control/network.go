@@ -83,7 +83,10 @@ func (m *Manager) Network(ref string) (*Network, error) {
 // RemoveNetwork removes a network that no running container is on.
 func (m *Manager) RemoveNetwork(ref string) error {
 	return m.change(notFound("network %s not found", ref), func(o *op) error {
-		n, err := ownNetwork(o, ref)
+		n, err := findNetwork(o.tx, ref)
+		if err == nil { // of a driver's too: its engine may have forgotten it while nobody listened
+			err = notAdopted("network", n.Name, n.Engine)
+		}
 		if err != nil {
 			return err
 		}
@@ -113,7 +116,7 @@ func (m *Manager) PruneNetworks() ([]string, error) {
 			return err
 		}
 		for _, n := range list {
-			if used[n.ID] || n.Name == DefaultNetwork || n.Engine != "" {
+			if used[n.ID] || n.Name == DefaultNetwork || n.Engine+n.Driver != "" {
 				continue
 			}
 			if err := o.removeNetwork(n); err != nil {
@@ -176,7 +179,8 @@ func (o *op) planNetwork(opts NetworkOptions) (*Network, error) {
 	c := &o.host.Config
 	yes := true
 	n := &Network{
-		ID:              newID(),
+		ID:              cmpString(opts.id, newID()),
+		Driver:          opts.driver,
 		Name:            opts.Name,
 		Created:         time.Now(),
 		Bridge:          opts.Bridge,
@@ -291,6 +295,11 @@ func (o *op) removeNetwork(n *Network) error {
 	}
 	if !n.ForeignBridge {
 		if err := link.DeleteBridge(ns, n.Bridge); err != nil {
+			return err
+		}
+	}
+	if n.Driver != "" {
+		if err := o.eachDriverRecord(n, o.forgetDriverEndpoint); err != nil {
 			return err
 		}
 	}

@@ -60,6 +60,7 @@ type Network struct {
 	Engine          string            `json:"engine,omitempty"`        // whose it is: see Manager.Adopt
 	EngineDefault   bool              `json:"engineDefault,omitempty"` // the network of its engine that obeys icc and ip-masq
 	EngineICC       bool              `json:"engineICC,omitempty"`     // what the engine says of it
+	Driver          string            `json:"driver,omitempty"`        // for whose engine we keep it: see Manager.AddDriverNetwork
 	ForeignBridge   bool              `json:"foreignBridge,omitempty"` // existed before us: never deleted
 	MAC             string            `json:"mac"`                     // of the bridge
 	Subnets         []Subnet          `json:"subnets"`                 // one per family at most, IPv4 first

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"github.com/bpfnet/bpfnet/control/netns"
+	"github.com/bpfnet/bpfnet/control/store"
+)
+
+const testDriver = "test-driver"
+
+func digits(c string) string { return strings.Repeat(c, 64) }
+
+func driverEndpoint(network, id, v4, v6 string) DriverEndpoint {
+	e := DriverEndpoint{Driver: testDriver, Network: network, ID: id, IPv4: netip.MustParsePrefix(v4)}
+	if v6 != "" {
+		e.IPv6 = netip.MustParsePrefix(v6)
+	}
+	return e
+}
+
+// take plays the engine: it moves the end of a cable into its sandbox.
+func (l *lab) take(device string, ns *netns.NS) {
+	l.t.Helper()
+	h, err := l.host.Netlink()
+	require.NoError(l.t, err)
+	defer h.Close()
+	dev, err := h.LinkByName(device)
+	require.NoError(l.t, err)
+	require.Zero(l.t, dev.Attrs().RawFlags&1, "is up already")
+	require.NoError(l.t, h.LinkSetNsFd(dev, ns.FD()))
+}
+
+// hostDevices are the cables and bridges of the host that are ours.
+func (l *lab) hostDevices() (names []string) {
+	for _, name := range links(l.t, l.host) {
+		if strings.HasPrefix(name, vethPrefix) || strings.HasPrefix(name, bridgePrefix) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// driverRecords counts what the store has of endpoints, and of their addresses.
+func (l *lab) driverRecords() (n int) {
+	_, err := l.m.view(func(o *op) error {
+		count := func(string, any) error { n++; return nil }
+		if err := store.Each(o.tx, bucketDriver, count); err != nil {
+			return err
+		}
+		return store.Each(o.tx, bucketAddresses, count)
+	})
+	require.NoError(l.t, err)
+	return n
+}
+
+// An engine's network from its creation to its removal: what is asked, in the engine's order,
+// and what becomes of it when nobody says goodbye.
+func TestDriver(t *testing.T) {
+	l := newLab(t)
+	id, e1, e2 := digits("a"), digits("1"), digits("2")
+	opts := NetworkOptions{Subnets: prefixes("10.1.0.0/24", "fd00:1::/64")}
+	n, err := l.m.AddDriverNetwork(testDriver, id, opts)
+	require.NoError(t, err)
+	require.Equal(t, id, n.ID)
+	require.Equal(t, id[:12], n.Name)
+	_, err = l.m.AddDriverNetwork(testDriver, id, opts)
+	require.NoError(t, err, "asked again")
+	_, err = l.m.AddDriverNetwork(testDriver, id, NetworkOptions{Subnets: prefixes("10.9.0.0/24")})
+	require.ErrorIs(t, err, ErrConflict)
+	_, err = l.m.AddDriverNetwork(testDriver, digits("b"), NetworkOptions{Subnets: prefixes("fd00:9::/64")})
+	require.ErrorContains(t, err, "no IPv4 subnet")
+
+	for _, bad := range []DriverEndpoint{
+		driverEndpoint(id, e1, "10.1.0.1/24", "fd00:1::2/64"), // the gateway's
+		driverEndpoint(id, e1, "10.2.0.2/24", "fd00:1::2/64"),
+		driverEndpoint(id, e1, "10.1.0.2/16", "fd00:1::2/64"),
+		driverEndpoint(id, e1, "10.1.0.2/24", ""),
+		driverEndpoint(digits("c"), e1, "10.1.0.2/24", ""),
+		driverEndpoint(id, "1234", "10.1.0.2/24", "fd00:1::2/64"),
+	} {
+		_, err = l.m.AddDriverEndpoint(bad)
+		require.Error(t, err, "%+v", bad)
+	}
+	require.Zero(t, l.driverRecords())
+
+	mac, err := l.m.AddDriverEndpoint(driverEndpoint(id, e1, "10.1.0.2/24", "fd00:1::2/64"))
+	require.NoError(t, err)
+	require.Equal(t, "02:42:0a:01:00:02", mac)
+	sandbox := filepath.Join(t.TempDir(), "0123456789ab") // not there
+	for _, bad := range []string{"", "x", "/a/../b", "/a b", "/a\n"} {
+		_, err = l.m.Plug(testDriver, id, e1, bad, nil)
+		require.ErrorIs(t, err, ErrInvalid, "%q", bad)
+	}
+	p, err := l.m.Plug(testDriver, id, e1, sandbox, []string{"99/tcp"})
+	require.NoError(t, err)
+	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd00:1::1")}, p.Gateways)
+	require.NoError(t, l.m.SetDriverPorts(testDriver, id, e1, []string{"8080:80"}))
+	steps, err := l.m.Reconcile()
+	require.NoError(t, err)
+	require.Empty(t, steps, "the end that waits is nobody's leftover")
+	ns := newNetns(t)
+	l.take(p.Device, ns)
+
+	c, err := l.m.Container("0123456789ab")
+	require.NoError(t, err)
+	require.Equal(t, StateRunning, c.State)
+	require.Equal(t, sandbox, c.Netns)
+	require.Equal(t, []string{"99/tcp"}, c.Exposed)
+	pubs, err := l.m.Publications(c.ID)
+	require.NoError(t, err)
+	require.Len(t, pubs, 2)
+
+	// Nobody else puts anything there, or touches the container.
+	other := newNetns(t)
+	_, err = l.m.CreateContainer(ContainerOptions{Network: n.Name, Attach: "netns:" + l.keep(other, "other")})
+	require.ErrorContains(t, err, "belongs to test: use test")
+	require.ErrorIs(t, l.m.RemoveContainer(c.Name), ErrConflict)
+	_, err = l.m.Publish(c.Name, "81")
+	require.ErrorIs(t, err, ErrConflict)
+	require.ErrorContains(t, l.m.RemoveNetwork(n.Name), "has active endpoints (0123456789ab)")
+
+	// A port that is taken keeps the container without ports, and the first one its own.
+	_, err = l.m.AddDriverEndpoint(driverEndpoint(id, e2, "10.1.0.3/24", "fd00:1::3/64"))
+	require.NoError(t, err)
+	_, err = l.m.Plug(testDriver, id, e2, sandbox+"2", nil)
+	require.NoError(t, err)
+	require.ErrorContains(t, l.m.SetDriverPorts(testDriver, id, e2, []string{"8081:80", "8080:80"}), "Bind for 0.0.0.0:8080 failed: port is already allocated")
+	require.NoError(t, l.m.SetDriverPorts(testDriver, id, e2, []string{"8081:80"}))
+	require.NoError(t, l.m.ClearDriverPorts(testDriver, id, e2))
+	require.NoError(t, l.m.Unplug(testDriver, id, e2))
+	require.NoError(t, l.m.RemoveDriverEndpoint(testDriver, id, e2))
+	require.NoError(t, l.m.RemoveDriverEndpoint(testDriver, id, e2), "asked again")
+	list, err := l.m.Containers()
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+
+	// The sandbox goes, and nobody says so; the address and the port are another's then.
+	l.gone(ns, c)
+	_, err = l.m.AddDriverEndpoint(driverEndpoint(id, e2, "10.1.0.2/24", "fd00:1::2/64"))
+	require.NoError(t, err)
+	_, err = l.m.Plug(testDriver, id, e2, sandbox+"3", nil)
+	require.NoError(t, err)
+	require.NoError(t, l.m.SetDriverPorts(testDriver, id, e2, []string{"8080:80"}))
+	require.NoError(t, l.m.Unplug(testDriver, id, e1), "the engine has come round to it")
+	require.NoError(t, l.m.RemoveDriverEndpoint(testDriver, id, e1))
+	pubs, err = l.m.Publications(sandboxID(testDriver, sandbox+"3"))
+	require.NoError(t, err)
+	require.Len(t, pubs, 2)
+	require.Equal(t, 3, l.driverRecords(), "an endpoint with two addresses")
+
+	// What is on it goes with the network.
+	require.NoError(t, l.m.RemoveDriverNetwork(testDriver, id))
+	require.NoError(t, l.m.RemoveDriverNetwork(testDriver, id), "asked again")
+	require.Zero(t, l.driverRecords())
+	require.Empty(t, l.hostDevices())
+	list, err = l.m.Containers()
+	require.NoError(t, err)
+	require.Empty(t, list)
+	steps, err = l.m.Reconcile()
+	require.NoError(t, err)
+	require.Empty(t, steps)
+}
+
+// gone ends a sandbox's namespace, and waits until its cable has gone with it.
+func (l *lab) gone(ns *netns.NS, c *Container) {
+	l.t.Helper()
+	h, err := l.host.Netlink()
+	require.NoError(l.t, err)
+	defer h.Close()
+	for _, ep := range c.Endpoints {
+		dev, err := h.LinkByName(ep.HostIf)
+		require.NoError(l.t, err)
+		require.NoError(l.t, ns.Close())
+		require.Eventually(l.t, func() bool {
+			_, err := h.LinkByIndex(dev.Attrs().Index)
+			return err != nil
+		}, 10*time.Second, time.Millisecond)
+	}
+}
+
+// A container on two networks; the engine moves its ports from one to the other, and one
+// network's bridge is lost and comes back.
+func TestDriverTwoNetworks(t *testing.T) {
+	l := newLab(t)
+	n1, n2, e1, e2 := digits("a"), digits("b"), digits("1"), digits("2")
+	sandbox := filepath.Join(t.TempDir(), "box")
+	ns := newNetns(t)
+	for _, x := range []struct{ network, endpoint, subnet, addr string }{{n1, e1, "10.1.0.0/24", "10.1.0.2/24"}, {n2, e2, "10.2.0.0/24", "10.2.0.2/24"}} {
+		_, err := l.m.AddDriverNetwork(testDriver, x.network, NetworkOptions{Subnets: prefixes(x.subnet)})
+		require.NoError(t, err)
+		_, err = l.m.AddDriverEndpoint(driverEndpoint(x.network, x.endpoint, x.addr, ""))
+		require.NoError(t, err)
+		p, err := l.m.Plug(testDriver, x.network, x.endpoint, sandbox, nil)
+		require.NoError(t, err)
+		l.take(p.Device, ns)
+	}
+	id := sandboxID(testDriver, sandbox)
+	gateway := func() string {
+		c, err := l.m.Container(id)
+		require.NoError(t, err)
+		if ep := gatewayEndpoint(c, false); ep != nil {
+			return ep.Network
+		}
+		return ""
+	}
+	doors := func() int {
+		pubs, err := l.m.Publications(id)
+		require.NoError(t, err)
+		return len(pubs)
+	}
+	require.NoError(t, l.m.SetDriverPorts(testDriver, n1, e1, []string{"8080:80"}))
+	require.Equal(t, n1, gateway())
+	require.NoError(t, l.m.ClearDriverPorts(testDriver, n2, e2), "not the one that has them")
+	require.Equal(t, 1, doors())
+	require.NoError(t, l.m.ClearDriverPorts(testDriver, n1, e1))
+	require.Zero(t, doors())
+	require.NoError(t, l.m.SetDriverPorts(testDriver, n2, e2, []string{"8080:80"}))
+	require.Equal(t, n2, gateway())
+
+	h, err := l.host.Netlink()
+	require.NoError(t, err)
+	defer h.Close()
+	c, err := l.m.Container(id)
+	require.NoError(t, err)
+	n, err := l.m.Network(n2)
+	require.NoError(t, err)
+	bridge, err := h.LinkByName(n.Bridge)
+	require.NoError(t, err)
+	require.NoError(t, h.LinkDel(bridge))
+	_, err = l.m.Reconcile()
+	require.NoError(t, err)
+	bridge, err = h.LinkByName(n.Bridge)
+	require.NoError(t, err)
+	dev, err := h.LinkByName(c.Endpoints[n2].HostIf)
+	require.NoError(t, err)
+	require.Equal(t, bridge.Attrs().Index, dev.Attrs().MasterIndex)
+
+	// It leaves one: the cable stays until the engine takes it back, and carries nothing.
+	require.NoError(t, l.m.Unplug(testDriver, n2, e2))
+	require.Zero(t, doors())
+	dev, err = h.LinkByName(c.Endpoints[n2].HostIf)
+	require.NoError(t, err)
+	require.Zero(t, dev.Attrs().MasterIndex)
+	require.Zero(t, dev.Attrs().RawFlags&1)
+	require.NoError(t, l.m.RemoveDriverEndpoint(testDriver, n2, e2))
+	_, err = h.LinkByName(c.Endpoints[n2].HostIf)
+	require.ErrorAs(t, err, &netlink.LinkNotFoundError{})
+	c, err = l.m.Container(id)
+	require.NoError(t, err)
+	require.Len(t, c.Endpoints, 1)
+	require.Equal(t, StateRunning, c.State)
+}
+
+// A network that its engine has forgotten while nobody listened can be removed by hand.
+func TestDriverNetworkByHand(t *testing.T) {
+	l := newLab(t)
+	n, err := l.m.AddDriverNetwork(testDriver, digits("a"), NetworkOptions{Name: "shop", Subnets: prefixes("10.1.0.0/24")})
+	require.NoError(t, err)
+	_, err = l.m.AddDriverEndpoint(driverEndpoint(n.ID, digits("1"), "10.1.0.2/24", ""))
+	require.NoError(t, err)
+	names, err := l.m.PruneNetworks()
+	require.NoError(t, err)
+	require.Empty(t, names, "the engine may still have it")
+	require.NoError(t, l.m.RemoveNetwork("shop"))
+	require.Zero(t, l.driverRecords())
+	require.Empty(t, l.hostDevices())
+	_, err = l.m.AddDriverEndpoint(driverEndpoint(n.ID, digits("1"), "10.1.0.2/24", ""))
+	require.ErrorIs(t, err, ErrNotFound)
+}
