@@ -14,11 +14,13 @@ import (
 
 	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/control/docker"
+	"github.com/bpfnet/bpfnet/control/dockerdriver"
 )
 
 func daemonCommand(a *app) *cobra.Command {
 	var follow bool
 	var engine docker.Options
+	var driver dockerdriver.Options
 	cmd := &cobra.Command{
 		Use:   "daemon",
 		Short: "Follow the host: new uplinks, addresses, routes",
@@ -31,8 +33,12 @@ SIGTERM and SIGINT end it.
 
 With --docker it also carries the packets of a Docker Engine that was started with
 --iptables=false --ip6tables=false --userland-proxy=false: published ports, masquerade,
-icc, internal networks, isolation, links. An Engine that is away is waited for.`,
-		Example: "  bpfnet daemon\n  bpfnet daemon --docker",
+icc, internal networks, isolation, links. An Engine that is away is waited for.
+
+With --docker-driver it is also a network driver of the Docker Engine's, for
+docker network create -d bpfnet: on the socket where the Engine looks for one, or
+--docker-driver=PATH.`,
+		Example: "  bpfnet daemon\n  bpfnet daemon --docker\n  bpfnet daemon --docker-driver",
 		Args:    wantsNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("docker-host") && !follow {
@@ -42,37 +48,43 @@ icc, internal networks, isolation, links. An Engine that is away is waited for.`
 			ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
 			log := func(line string) { fmt.Fprintf(a.err, "bpfnet: %s\n", oneLine(line)) }
-			engine.Log = log
-			return a.with(func(m *control.Manager) error {
-				if !follow {
-					return m.Daemon(ctx, log)
-				}
-				return a.withEngine(ctx, func(ctx context.Context) error { return m.Daemon(ctx, log) }, engine)
-			})
+			run := []work{func(ctx context.Context, m *control.Manager) error { return m.Daemon(ctx, log) }}
+			if follow {
+				engine.Log = log
+				run = append(run, func(ctx context.Context, m *control.Manager) error { return docker.Follow(ctx, m, engine) })
+			}
+			if cmd.Flags().Changed("docker-driver") {
+				driver.Log = log
+				run = append(run, func(ctx context.Context, m *control.Manager) error { return dockerdriver.Serve(ctx, m, driver) })
+			}
+			return a.together(ctx, run...)
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&follow, "docker", false, "carry the packets of the Docker Engine's containers, too")
 	f.StringVar(&engine.Host, "docker-host", "", "`URL` of the Engine (default "+docker.DefaultHost+")")
+	f.StringVar(&driver.Socket, "docker-driver", "", "be a network driver of the Docker Engine's, on the socket `PATH`")
+	f.Lookup("docker-driver").NoOptDefVal = dockerdriver.DefaultSocket
 	return cmd
 }
 
-// withEngine runs the daemon, and beside it what follows the Engine: with one of them the
-// other ends.
-func (a *app) withEngine(ctx context.Context, daemon func(context.Context) error, o docker.Options) error {
-	m, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer m.Close()
+// work is a part of the daemon, with a Manager of its own.
+type work func(ctx context.Context, m *control.Manager) error
+
+// together runs all parts; with one of them the others end.
+func (a *app) together(ctx context.Context, parts ...work) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	ended := make(chan error, 1)
-	go func() {
-		defer stop()
-		ended <- docker.Follow(ctx, m, o)
-	}()
-	err = daemon(ctx)
-	stop()
-	return errors.Join(err, <-ended)
+	ended := make(chan error, len(parts))
+	for _, part := range parts {
+		go func() {
+			defer stop()
+			ended <- a.with(func(m *control.Manager) error { return part(ctx, m) })
+		}()
+	}
+	var errs []error
+	for range parts {
+		errs = append(errs, <-ended)
+	}
+	return errors.Join(errs...)
 }

@@ -24,7 +24,7 @@ const module = "github.com/bpfnet/bpfnet"
 // allowed lists what each room may import of ours; "*" is everything.
 var allowed = map[string][]string{
 	"":                          {},
-	"cmd/bpfnet":                {"control", "control/bench", "control/cni", "control/demo", "control/docker", "control/netavark", "control/process"},
+	"cmd/bpfnet":                {"control", "control/bench", "control/cni", "control/demo", "control/docker", "control/dockerdriver", "control/netavark", "control/process"},
 	"control":                   {"control/ipam", "control/link", "control/netns", "control/ports", "control/process", "control/store", "control/watch", "control/datapath", "control/datapath/bpf", "control/datapath/iptables", "maps"},
 	"control/datapath":          {"control/link", "control/netns", "maps"},
 	"control/datapath/iptables": {"control/datapath", "control/link", "control/netns", "maps"},
@@ -33,6 +33,7 @@ var allowed = map[string][]string{
 	"control/cni":               {"control", "control/netns"},
 	"control/demo":              {"control", "control/lab", "control/netns"},
 	"control/docker":            {"control"},
+	"control/dockerdriver":      {"control"},
 	"control/ipam":              {},
 	"control/lab":               {"control/netns"},
 	"control/link":              {"control/netns"},
