@@ -37,6 +37,12 @@ func child(raw string) {
 	if err := json.Unmarshal([]byte(raw), &o); err != nil {
 		panic(err)
 	}
+	if told := os.Getenv(adoptEnv); told != "" {
+		if err := adoptRounds(o, told); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	for i := 0; ; i++ {
 		if err := oneRound(o, i); err != nil {
 			fmt.Fprintln(os.Stderr, err)
