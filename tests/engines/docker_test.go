@@ -163,9 +163,10 @@ func (e *engine) stopEngine() {
 func (e *engine) end() {
 	list, err := e.api.ContainerList(context.Background(), client.ContainerListOptions{All: true})
 	if err == nil {
-		for _, c := range list.Items {
-			_, _ = e.api.ContainerRemove(context.Background(), c.ID, client.ContainerRemoveOptions{Force: true})
-		}
+		_ = many(len(list.Items), func(i int) error {
+			_, err := e.api.ContainerRemove(context.Background(), list.Items[i].ID, client.ContainerRemoveOptions{Force: true})
+			return err
+		})
 	}
 	if e.t.Failed() {
 		e.t.Logf("dockerd: %s", tail(e.process.Stderr()))
@@ -269,6 +270,23 @@ func (e *engine) run(name string, flags ...string) *box {
 	return e.find(name)
 }
 
+// runAll is run for several at once, by name; each line is a name and flags.
+func (e *engine) runAll(lines ...string) map[string]*box {
+	e.t.Helper()
+	require.NoError(e.t, many(len(lines), func(i int) error {
+		f := strings.Fields(lines[i])
+		args := append(append([]string{"--host", e.socket(), "run", "-d", "--stop-timeout", "0", "--name"}, f...), "box", "sleep", "100000")
+		_, err := e.Run(e.Host, dockerCLI, args...)
+		return err
+	}))
+	boxes := make(map[string]*box)
+	for _, l := range lines {
+		name := strings.Fields(l)[0]
+		boxes[name] = e.find(name)
+	}
+	return boxes
+}
+
 func (e *engine) find(name string) *box {
 	e.t.Helper()
 	c := e.inspect(name)
@@ -314,13 +332,16 @@ func (e *engine) inspect(name string) container.InspectResponse {
 func (e *engine) adopted(names ...string) {
 	e.t.Helper()
 	e.eventually(fmt.Sprint("adopted: ", names), func() bool {
-		var rows []struct{ Names string }
+		var rows []struct {
+			Names string
+			Pid   int
+		}
 		if json.Unmarshal([]byte(e.bpfnet("ps", "-o", "json")), &rows) != nil {
 			return false
 		}
 		have := make(map[string]bool)
 		for _, r := range rows {
-			have[r.Names] = true
+			have[r.Names] = r.Pid != 0 // known before, but with its ports since it has started
 		}
 		for _, n := range names {
 			if !have["docker/"+n] {

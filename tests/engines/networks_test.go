@@ -21,13 +21,16 @@ func TestNetworks(t *testing.T) {
 		"plain -o com.docker.network.bridge.enable_ip_masquerade=false", "six --ipv6 --subnet fd00:6::/64"} {
 		e.docker(append([]string{"network", "create"}, strings.Fields(n)...)...)
 	}
-	a, b := e.run("aa", "-p", "7000:80", "-p", "7000:80/udp"), e.run("bb")
-	s, p := e.run("ss", "--net", "n1", "-p", "8080:80", "-p", "8080:80/udp", "-p", "127.0.0.1:8081:80", "-p", "127.0.0.1:8081:80/udp"), e.run("pp", "--net", "n1")
-	o := e.run("oo", "--net", "n2")
-	q1, q2 := e.run("q1", "--net", "quiet"), e.run("q2", "--net", "quiet", "-p", "8090:80", "-p", "8090:80/udp")
-	i1, i2 := e.run("i1", "--net", "inner"), e.run("i2", "--net", "inner", "-p", "8099:80", "-p", "8099:80/udp")
-	m := e.run("mm", "--net", "plain")
-	s6 := e.run("s6", "--net", "six", "-p", "8060:80", "-p", "8060:80/udp")
+	all := e.runAll(
+		"aa -p 7000:80 -p 7000:80/udp", "bb",
+		"ss --net n1 -p 8080:80 -p 8080:80/udp -p 127.0.0.1:8081:80 -p 127.0.0.1:8081:80/udp -p 9000-9001:80-81 -p 9000-9001:80-81/udp", "pp --net n1",
+		"oo --net n2",
+		"q1 --net quiet", "q2 --net quiet -p 8090:80 -p 8090:80/udp",
+		"i1 --net inner", "i2 --net inner -p 8099:80 -p 8099:80/udp",
+		"mm --net plain",
+		"s6 --net six -p 8060:80 -p 8060:80/udp")
+	a, b, s, p, o, m, s6 := all["aa"], all["bb"], all["ss"], all["pp"], all["oo"], all["mm"], all["s6"]
+	q1, q2, i1, i2 := all["q1"], all["q2"], all["i1"], all["i2"]
 	e.adopted("aa", "bb", "ss", "pp", "oo", "q1", "q2", "i1", "i2", "mm", "s6")
 	host := lab.HostIPv4
 	lab.ServeTCP(t, e.Client, "world", ":9000")
@@ -40,6 +43,10 @@ func TestNetworks(t *testing.T) {
 		e.answers(e.Host, "127.0.0.1:8080", "ss", "172.18.0.1")
 		e.answers(e.Host, "[::1]:8080", "ss", "172.18.0.1")
 		e.answers(e.Host, "172.18.0.1:8080", "ss", "")
+		e.answers(e.Host, "127.0.0.1:8081", "ss", "172.18.0.1")
+		e.answers(e.Client, host+":9000", "ss", lab.ClientIPv4)
+		e.answers(e.Client, host+":9001", "ss", lab.ClientIPv4)
+		require.Contains(t, e.bpfnet("port", "ss"), "0.0.0.0:8080")
 		e.answers(p.ns, host+":8080", "ss", p.v4)
 		e.answers(o.ns, host+":8080", "ss", o.v4)
 		e.answers(s.ns, host+":8080", "ss", "172.18.0.1") // hairpin

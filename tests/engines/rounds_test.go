@@ -82,7 +82,7 @@ func (e *engine) goneAll(round int, before []string) {
 // each time, and nothing is left over.
 func TestTwentyAtOnce(t *testing.T) {
 	const n = 20
-	rounds := 3
+	rounds := 2
 	if os.Getenv("BPFNET_SOAK") != "" {
 		rounds = 50
 	}
