@@ -4,6 +4,7 @@ package control
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -332,4 +333,42 @@ func BenchmarkAdoptOne(b *testing.B) {
 		_, err = e.m.Adopt(Adopted{Engine: "docker", Held: true, Gone: []string{one.ID}})
 		require.NoError(b, err)
 	}
+}
+
+// A cable that nobody has said anything of lets nothing pass; it is found by its MAC.
+func TestFindNetns(t *testing.T) {
+	e := newEngine(t)
+	e.adopt(true)
+	web, ns := e.run("web", 2)
+	h, err := ns.Netlink()
+	require.NoError(t, err)
+	defer h.Close()
+	mac, err := net.ParseMAC(web.Endpoints[0].MAC)
+	require.NoError(t, err)
+	dev, err := h.LinkByName("eth0")
+	require.NoError(t, err)
+
+	shut := make(map[int]bool)
+	require.NoError(t, e.m.ShutPorts("docker", shut))
+	require.Len(t, shut, 1)
+	steps, err := e.m.Adopt(Adopted{Engine: "docker", Held: true, Devices: "^veth[0-9a-f]{7}$"})
+	require.NoError(t, err)
+	require.Empty(t, steps)
+
+	place := web.Netns
+	web.Netns = ""
+	found, err := e.m.FindNetns("docker", []AdoptedContainer{web})
+	require.NoError(t, err)
+	require.Empty(t, found, "not that MAC yet")
+	require.NoError(t, h.LinkSetHardwareAddr(dev, mac))
+	found, err = e.m.FindNetns("docker", []AdoptedContainer{web})
+	require.NoError(t, err)
+	require.Len(t, found, 1)
+	require.Equal(t, place, found[0].Netns)
+	for _, line := range e.adopt(false, found...) {
+		require.NotContains(t, line, "attached (", "the programs are there already")
+	}
+	found, err = e.m.FindNetns("docker", []AdoptedContainer{web})
+	require.NoError(t, err)
+	require.Empty(t, found, "it is somebody's")
 }

@@ -54,6 +54,61 @@ func (c *AdoptedContainer) laidIn(macs map[string]string) bool {
 	return len(c.Endpoints) > 0
 }
 
+// ShutPorts lets nothing pass the cables that an engine has laid and not said yet whose they
+// are: those of its names for devices, at bridges of its networks. The programs are then
+// where they belong by the time that it does. shut are the indices of the devices that need
+// no look any more, and grows.
+func (m *Manager) ShutPorts(engine string, shut map[int]bool) error {
+	var list []netlink.Link
+	_, err := m.view(func(o *op) (err error) {
+		list, err = o.strayPorts(engine, shut)
+		return err
+	})
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	return m.change(ErrNotSetUp, func(o *op) error {
+		for _, l := range list {
+			// It may have gone meanwhile.
+			if dev, err := o.device(l.Attrs().Name); err != nil || dev == nil || dev.Attrs().Index != l.Attrs().Index {
+				continue
+			}
+			if err := o.path().ShutDevice(l.Attrs().Index, l.Attrs().Name); err != nil {
+				return err
+			}
+			shut[l.Attrs().Index] = true
+		}
+		return nil
+	})
+}
+
+// strayPorts are ports of an engine's bridges that look like its cables and are nobody's;
+// shut forgets those that are gone.
+func (o *op) strayPorts(engine string, shut map[int]bool) (list []netlink.Link, err error) {
+	names, err := o.engineDevices()
+	if err != nil {
+		return nil, err
+	}
+	f, err := o.newFinder(engine)
+	if err != nil {
+		return nil, err
+	}
+	there := make(map[int]bool)
+	for _, l := range f.devices {
+		a := l.Attrs()
+		there[a.Index] = true
+		if l.Type() == "veth" && names(a.Name) && f.bridges[a.MasterIndex] != "" && !f.ends[a.Index] && !shut[a.Index] {
+			list = append(list, l)
+		}
+	}
+	for index := range shut {
+		if !there[index] {
+			delete(shut, index)
+		}
+	}
+	return list, nil
+}
+
 // WatchDevices tells of changes of the host's devices of some names, and of nothing else of
 // devices.
 func (m *Manager) WatchDevices(names func(device string) bool) (*watch.Watcher, error) {
@@ -81,6 +136,7 @@ type finder struct {
 	devices []netlink.Link
 	bridges map[int]string  // network IDs by ifindex
 	known   map[string]bool // namespaces that somebody has, by ID
+	ends    map[int]bool    // endpoints' devices
 }
 
 func (o *op) newFinder(engine string) (*finder, error) {
@@ -92,7 +148,7 @@ func (o *op) newFinder(engine string) (*finder, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &finder{host: host, bridges: make(map[int]string), known: map[string]bool{host.ID(): true}}
+	f := &finder{host: host, bridges: make(map[int]string), known: map[string]bool{host.ID(): true}, ends: make(map[int]bool)}
 	for _, l := range seen.byIndex {
 		f.devices = append(f.devices, l)
 	}
@@ -107,6 +163,9 @@ func (o *op) newFinder(engine string) (*finder, error) {
 	}
 	return f, store.Each(o.tx, bucketContainers, func(_ string, c Container) error {
 		f.known[c.NetnsID] = true
+		for _, ep := range c.Endpoints {
+			f.ends[ep.HostIndex] = true
+		}
 		return nil
 	})
 }

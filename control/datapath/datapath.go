@@ -47,6 +47,9 @@ type Datapath interface {
 	SetEndpoint(slot uint32, e maps.Endpoint, dev EndpointDevice) error
 	// ClearEndpoint forgets one.
 	ClearEndpoint(slot, network uint32) error
+	// ShutDevice lets nothing pass a device that will be an endpoint's, until SetEndpoint
+	// says whose.
+	ShutDevice(ifindex int, name string) error
 	// DropDevice forgets the device of an endpoint that is gone.
 	DropDevice(ifindex int) error
 	// Keep forgets all networks, endpoints and devices but these.

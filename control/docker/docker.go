@@ -87,7 +87,8 @@ type follower struct {
 	links   map[string]map[string]bool // clients by target, by IDs: a target's next start is theirs too
 	running map[string]bool            // containers that have been adopted since they started
 	awaited map[string]*awaited
-	last    string // error, which is said once
+	shut    map[int]bool // see control.Manager.ShutPorts
+	last    string       // error, which is said once
 
 	failures int       // looks that could not do everything, since the last one at everything that could
 	due      time.Time // then everything is looked at again, if there were failures
@@ -152,6 +153,9 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 			return true, cables.Err()
 		case <-cables.Notice():
 			cables.Take()
+			if err := f.m.ShutPorts(Name, f.shut); err != nil {
+				return true, err
+			}
 			if err := f.seek(ctx); err != nil {
 				return true, err
 			}

@@ -18,6 +18,7 @@ import (
 // everything takes over all that the Engine has, and lets go what it has no more.
 func (f *follower) everything(ctx context.Context) error {
 	f.links, f.running, f.awaited = make(map[string]map[string]bool), make(map[string]bool), make(map[string]*awaited)
+	f.shut = make(map[int]bool)
 	a := control.Adopted{Whole: true}
 	problems, err := f.networks(ctx, &a)
 	if err != nil {

@@ -208,14 +208,13 @@ func TestManyPorts(t *testing.T) {
 		pairs = append(pairs, 10000+2*p, 79+p)
 	}
 	last := 10002 // leads to port 80
-	round := func(answers bool) (start, end time.Duration) {
+	round := func(answers bool) (start, more, end time.Duration) {
 		id := e.create("web", portMap(pairs...))
 		begin := time.Now()
-		e.start(id)
+		started := e.at(id, "start", func() { e.start(id) })
+		start = started.Sub(begin)
 		if answers {
-			start = e.firstAnswer(last, "web [::ffff:"+lab.ClientIPv4+"]").Sub(begin)
-		} else {
-			start = time.Since(begin)
+			more = e.firstAnswer(last, "web [::ffff:"+lab.ClientIPv4+"]").Sub(started)
 		}
 		died := e.at(id, "die", func() { go e.remove(id) })
 		end = e.firstRefusal(last).Sub(died)
@@ -227,23 +226,23 @@ func TestManyPorts(t *testing.T) {
 			_, err := e.api.ContainerInspect(context.Background(), id, client.ContainerInspectOptions{})
 			return err != nil
 		})
-		return start, end
+		return start, more, end
 	}
-	var alone, with, goneAlone, gone []time.Duration
+	var alone, with, added, goneAlone, gone []time.Duration
 	for range rounds {
-		start, end := round(false)
+		start, _, end := round(false)
 		alone, goneAlone = append(alone, start), append(goneAlone, end)
 	}
 	e.startDaemon()
 	e.adopted("many0", "many7")
 	for range rounds {
-		start, end := round(true)
-		with, gone = append(with, start), append(gone, end)
+		start, more, end := round(true)
+		with, added, gone = append(with, start), append(added, more), append(gone, end)
 	}
-	t.Logf("%d ports on 8,000: started by the Engine alone after %v (median), with bpfnet they answer after %v", count, median(alone), median(with))
-	t.Logf("closed %v after the container's end (median), the Engine's own sockets after %v", median(gone), median(goneAlone))
-	t.Logf("of %v; %v; %v; %v", alone, with, goneAlone, gone)
+	t.Logf("%d ports on 8,000, medians: the Engine starts alone in %v, beside bpfnet in %v; the last port answers %v later", count, median(alone), median(with), median(added))
+	t.Logf("closed %v after the container's end, the Engine's own sockets after %v", median(gone), median(goneAlone))
+	t.Logf("of %v; %v; %v; %v; %v", alone, with, added, goneAlone, gone)
 	// The fastest of each: what else the machine does only adds to them.
-	require.Less(t, slices.Min(with)-slices.Min(alone), most)
+	require.Less(t, slices.Min(added), most)
 	require.Less(t, slices.Min(gone), most)
 }

@@ -63,6 +63,14 @@ func (p *Path) detach(name string, ifindex int) error {
 	return ns.Do(func() error { return loader.Detach(name, ifindex, p.host.Pins()) })
 }
 
+// ShutDevice attaches the programs: what they do not know they drop.
+func (p *Path) ShutDevice(ifindex int, name string) error {
+	if err := p.attach(loader.BPFProgFromEndpoint, ifindex, name, loader.Ingress); err != nil {
+		return err
+	}
+	return p.attach(loader.BPFProgToEndpoint, ifindex, name, loader.Egress)
+}
+
 // DropDevice detaches the programs of an endpoint.
 func (p *Path) DropDevice(ifindex int) error {
 	return errors.Join(p.detach(loader.BPFProgFromEndpoint, ifindex), p.detach(loader.BPFProgToEndpoint, ifindex))

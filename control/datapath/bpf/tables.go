@@ -60,10 +60,7 @@ func (p *Path) SetEndpoint(slot uint32, e maps.Endpoint, dev datapath.EndpointDe
 	if err := t.Networks.AddMember(e.Network, slot); err != nil {
 		return err
 	}
-	if err := p.attach(loader.BPFProgFromEndpoint, e.Ifindex, dev.Name, loader.Ingress); err != nil {
-		return err
-	}
-	return p.attach(loader.BPFProgToEndpoint, e.Ifindex, dev.Name, loader.Egress)
+	return p.ShutDevice(e.Ifindex, dev.Name)
 }
 
 // ClearEndpoint takes an endpoint out of the maps.

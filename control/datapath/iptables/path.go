@@ -251,6 +251,9 @@ func (p *Path) SetEndpoint(slot uint32, e maps.Endpoint, dev datapath.EndpointDe
 // ClearEndpoint forgets an endpoint.
 func (p *Path) ClearEndpoint(slot, _ uint32) error { return p.endpoints.set(slot, nil) }
 
+// ShutDevice has nothing to do: no engine's devices are carried.
+func (p *Path) ShutDevice(int, string) error { return nil }
+
 // DropDevice has nothing to do: no rule names the device.
 func (p *Path) DropDevice(int) error { return nil }
 
