@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -371,4 +372,47 @@ func TestFindNetns(t *testing.T) {
 	found, err = e.m.FindNetns("docker", []AdoptedContainer{web})
 	require.NoError(t, err)
 	require.Empty(t, found, "it is somebody's")
+}
+
+// Ports that the engine holds itself are its own to keep from others; those of an engine
+// that holds none are kept as ours are.
+func TestAdoptHeld(t *testing.T) {
+	for _, held := range []bool{true, false} {
+		t.Run(fmt.Sprint(held), func(t *testing.T) { adoptHeld(t, held) })
+	}
+}
+
+func adoptHeld(t *testing.T, held bool) {
+	e := newEngine(t)
+	lists := func() string {
+		var raw []byte
+		require.NoError(t, e.host.Do(func() (err error) {
+			raw, err = os.ReadFile("/proc/sys/net/ipv4/ip_local_reserved_ports")
+			return err
+		}))
+		return strings.TrimSpace(string(raw))
+	}
+	web, _ := e.run("web", 2, port(40000, 80))
+	a := Adopted{Engine: "other", Held: held, Whole: true, Networks: []AdoptedNetwork{e.network}, Containers: []AdoptedContainer{web}}
+	for range 2 {
+		_, err := e.m.Adopt(a)
+		require.NoError(t, err)
+		require.Equal(t, map[bool]string{true: "", false: "40000"}[held], lists())
+	}
+	_, err := e.m.Reconcile()
+	require.NoError(t, err)
+	require.Equal(t, map[bool]string{true: "", false: "40000"}[held], lists())
+	_, err = e.m.Adopt(Adopted{Engine: "other", Whole: true})
+	require.NoError(t, err)
+	require.Empty(t, lists())
+}
+
+// The other datapath carries no engine's packets, and says so in one line.
+func TestAdoptIPTables(t *testing.T) {
+	e := newEngine(t)
+	e.m.o.Datapath = DatapathIPTables
+	_, err := e.try(true)
+	require.ErrorIs(t, err, ErrConflict)
+	require.ErrorContains(t, err, "bpfnet init --datapath bpf")
+	require.NotContains(t, err.Error(), "\n")
 }

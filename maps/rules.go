@@ -224,13 +224,14 @@ func (r *Rules) sourcesOf(num uint32, w loader.BPFRule) (map[loader.BPFSourceKey
 }
 
 // onlyFamilies says whether the change from a to b is that a publication gained or
-// lost a family.
+// lost a family, or is guarded or not: nobody's right to connect.
 func onlyFamilies(a, b loader.BPFRule) bool {
 	toggled := func(x, y uint32) bool { return x == y || x == 0 || y == 0 }
 	if !toggled(a.Endpoint4, b.Endpoint4) || !toggled(a.Endpoint6, b.Endpoint6) {
 		return false
 	}
-	b.Gen, b.Endpoint4, b.Endpoint6 = a.Gen, a.Endpoint4, a.Endpoint6
+	const held = uint8(loader.BPFRuleFlagsRULE_HELD)
+	b.Gen, b.Endpoint4, b.Endpoint6, b.Flags = a.Gen, a.Endpoint4, a.Endpoint6, b.Flags&^held|a.Flags&held
 	return a == b
 }
 

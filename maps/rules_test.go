@@ -55,6 +55,10 @@ func TestPublication(t *testing.T) {
 	p.Sources = nil
 	check(p)
 	require.EqualValues(t, 5, gen())
+	p.Held = true
+	check(p)
+	p.Held = false
+	check(p)
 	n, err := r.sources.count()
 	require.NoError(t, err)
 	require.Equal(t, 2, n)
