@@ -5,7 +5,6 @@ package control
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -173,7 +172,8 @@ func (o *op) adopt(a *Adopted) error {
 	case len(a.Networks)+len(a.Containers) == 0:
 		return store.Delete(o.tx, bucketHost, engineKey+a.Engine)
 	}
-	rec.Problems = o.problems
+	// What is wrong with a container that is adopted is in its own record.
+	rec.Problems = slices.DeleteFunc(slices.Clone(o.problems), func(p string) bool { return o.recorded[p] })
 	return store.Put(o.tx, bucketHost, engineKey+a.Engine, rec)
 }
 
@@ -225,9 +225,7 @@ func (o *op) letGo(a *Adopted) error {
 			return err
 		}
 		if ok && c.Engine == a.Engine {
-			if err := o.finish(&c); err != nil {
-				return fmt.Errorf("container %s: %w", c.Name, err)
-			}
+			o.attempt("container "+c.Name, func() error { return o.finish(&c) })
 		}
 	}
 	for id := range gone {
@@ -236,9 +234,7 @@ func (o *op) letGo(a *Adopted) error {
 			return err
 		}
 		if ok && n.Engine == a.Engine {
-			if err := o.letGoNetwork(&n); err != nil {
-				return fmt.Errorf("network %s: %w", n.Name, err)
-			}
+			o.attempt("network "+n.Name, func() error { return o.letGoNetwork(&n) })
 		}
 	}
 	return nil
@@ -295,23 +291,15 @@ func (o *op) engineProblems(s *Status) error {
 	if err != nil || len(list) == 0 {
 		return err
 	}
-	said := make(map[string]bool)
-	err = store.Each(o.tx, bucketContainers, func(_ string, c Container) error {
+	for _, e := range list {
+		s.Problems = append(s.Problems, e.Problems...)
+	}
+	return store.Each(o.tx, bucketContainers, func(_ string, c Container) error {
 		for _, p := range c.Problems {
-			line := "container " + c.Name + ": " + p
-			said[line] = true
-			s.Problem("%s", line)
+			s.Problem("container %s: %s", c.Name, p)
 		}
 		return nil
 	})
-	for _, e := range list {
-		for _, p := range e.Problems {
-			if !said[p] {
-				s.Problem("%s", p)
-			}
-		}
-	}
-	return err
 }
 
 // engineName is the name of an engine's object among ours; the engine may have any name,

@@ -216,7 +216,7 @@ func TestAdoptClash(t *testing.T) {
 	require.Contains(t, strings.Join(s.Problems, "\n"), "8081")
 
 	require.NoError(t, e.m.RemoveContainer("own"))
-	e.adopt(true, web)
+	e.adopt(false, web)
 	require.Equal(t, slot, e.leadsTo(8081))
 	s, err = e.m.Status()
 	require.NoError(t, err)

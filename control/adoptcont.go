@@ -107,7 +107,11 @@ func (o *op) adoptContainer(a *Adopted, want *AdoptedContainer) error {
 		return errors.Join(err, o.finish(c))
 	}
 	for _, p := range c.Problems {
-		o.problems = append(o.problems, "container "+c.Name+": "+p)
+		line := "container " + c.Name + ": " + p
+		if o.recorded == nil {
+			o.recorded = make(map[string]bool)
+		}
+		o.problems, o.recorded[line] = append(o.problems, line), true
 	}
 	return o.putContainer(c)
 }

@@ -46,6 +46,7 @@ type op struct {
 
 	newHost  bool // reconcile after a boot, or in a new namespace
 	problems []string
+	recorded map[string]bool // problems that a record of the store has
 }
 
 // update runs fn as one command. Before it, the host is set up if it never was,
