@@ -267,7 +267,6 @@ func (c *call) unchain(id, network, ifName string) (done bool, err error) {
 			return true, err
 		}
 		want.Endpoints = slices.DeleteFunc(want.Endpoints, func(e control.AdoptedEndpoint) bool { return e.Network == ep.Network })
-		want.Endpoints[0].Gateway = want.Endpoints[0].Gateway || ep.Gateway
 		a.Containers = []control.AdoptedContainer{*want}
 	}
 	_, err = c.m.Adopt(a)

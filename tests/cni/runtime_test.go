@@ -68,7 +68,7 @@ type runtime struct {
 func newRuntime(t testing.TB, opts ...lab.Option) *runtime {
 	t.Helper()
 	r := &runtime{Lab: lab.New(t, opts...), t: t}
-	m, err := control.Open(control.Options{Root: r.Root, BPFFS: r.BPFFS, Netns: r.NetnsPath, Cgroup: r.Cgroup})
+	m, err := control.Open(control.Options{Root: r.Root, BPFFS: r.BPFFS, Netns: r.NetnsPath, Cgroup: r.Cgroup, Datapath: datapath()})
 	require.NoError(t, err)
 	r.m = m
 	require.NoError(t, m.Init(nil))
@@ -78,6 +78,12 @@ func newRuntime(t testing.TB, opts ...lab.Option) *runtime {
 	})
 	return r
 }
+
+// datapath is which one the tests run on: BPFNET_DATAPATH, or bpf.
+func datapath() string { return os.Getenv("BPFNET_DATAPATH") }
+
+// netfilter says whether they run on iptables, which promises less.
+func netfilter() bool { return datapath() == control.DatapathIPTables }
 
 // upstream is where the plugins of containernetworking are. They come with make test-engines.
 func upstream(t testing.TB) string {
