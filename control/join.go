@@ -109,6 +109,11 @@ func (o *op) join(opts *JoinOptions, ns *netns.NS, path string) (*Joined, error)
 	if err != nil {
 		return nil, err
 	}
+	if there {
+		if err := notAdopted("container", c.Name, c.Engine); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case there && (!c.Attached || !o.up(&c) || c.NetnsID != ns.ID()):
 		return nil, errStale

@@ -251,6 +251,9 @@ func (p *plugin) status(args *skel.CmdArgs) error {
 		return err
 	}
 	defer c.m.Close()
+	if err := control.CheckNetwork(c.conf.network()); err != nil {
+		return err
+	}
 	if err := c.m.Ready(); err != nil {
 		return failure(types.ErrPluginNotAvailable, "%v", err)
 	}

@@ -35,13 +35,23 @@ type plugin struct {
 func Main(o control.Options, about string, out io.Writer) int {
 	p := &plugin{options: o}
 	err := skel.PluginMainFuncsWithError(skel.CNIFuncs{
-		Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status,
+		Add: coded(p.add), Del: coded(p.del), Check: coded(p.check), GC: coded(p.gc), Status: coded(p.status),
 	}, versions, about)
 	if err == nil {
 		return 0
 	}
 	Fail(out, err)
 	return 1
+}
+
+// coded gives every error its code; package skel would take those without one for internal.
+func coded(serve func(*skel.CmdArgs) error) func(*skel.CmdArgs) error {
+	return func(args *skel.CmdArgs) error {
+		if err := serve(args); err != nil {
+			return asError(err)
+		}
+		return nil
+	}
 }
 
 // Fail writes an error as runtimes read it.

@@ -4,6 +4,7 @@ package cni
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"net/netip"
 	"slices"
@@ -62,8 +63,8 @@ type config struct {
 		} `json:"cni"`
 	} `json:"args"`
 
-	valid []types.GCAttachment
-	ipam  string // plugin that gives addresses; "": the Manager
+	valid []types.GCAttachment // of GC
+	ipam  string               // plugin that gives addresses; "": the Manager
 	asked runtimeConfig
 }
 
@@ -77,6 +78,7 @@ var keys = []string{
 const (
 	keysReserved = "cni.dev/" // by the specification, for runtimes
 	keyValid     = keysReserved + "valid-attachments"
+	keyValidOnce = keysReserved + "attachments" // an earlier draft's
 )
 
 func readConfig(data []byte) (*config, error) {
@@ -93,10 +95,12 @@ func readConfig(data []byte) (*config, error) {
 	if err := json.Unmarshal(data, c); err != nil {
 		return nil, failure(types.ErrDecodingFailure, "network configuration: %v", err)
 	}
-	if valid, ok := all[keyValid]; ok {
-		if err := json.Unmarshal(valid, &c.valid); err != nil {
-			return nil, failure(types.ErrDecodingFailure, "%s: %v", keyValid, err)
+	for _, key := range []string{keyValid, keyValidOnce} {
+		var list []types.GCAttachment
+		if err := json.Unmarshal([]byte(cmp.Or(string(all[key]), "null")), &list); err != nil {
+			return nil, failure(types.ErrDecodingFailure, "%s: %v", key, err)
 		}
+		c.valid = append(c.valid, list...)
 	}
 	for key, on := range c.Capabilities {
 		if on && !slices.Contains(capabilities, key) {

@@ -48,8 +48,8 @@ func (c *call) attachments() ([]control.Attachment, error) {
 	return list, err
 }
 
-// gc ends every attachment to the network that the runtime does not list, and goes on when
-// one cannot be.
+// gc ends every attachment to the network that the runtime does not list (without a list, as
+// libcni calls it, all), and goes on when one cannot be.
 func (p *plugin) gc(args *skel.CmdArgs) error {
 	c, err := p.begin(args)
 	if err != nil {

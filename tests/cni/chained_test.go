@@ -89,6 +89,15 @@ func TestChained(t *testing.T) {
 	require.ErrorContains(t, r.m.RemoveContainer("web"), "belongs to cni")
 	require.ErrorContains(t, r.m.RemoveNetwork("one"), "belongs to cni")
 
+	// A network of bpfnet's own does not mix with that.
+	own := web.call("ADD", r.pods())
+	own.ifName = "eth1"
+	r.fails(own, 100, "attached to it already") // under another ID
+	adopted, err := r.m.Container("web")
+	require.NoError(t, err)
+	own.id = adopted.ID
+	r.fails(own, 100, "belongs to cni")
+
 	// A second network of the container's; its ports go by the first, until that goes.
 	two.must("add", "eth1", web, ports)
 	r.asks(r.Client, "tcp", lab.HostIPv4+":8080", "web", lab.ClientIPv4)
@@ -101,7 +110,7 @@ func TestChained(t *testing.T) {
 	r.asks(r.Host, "tcp", "127.0.0.1:8080", "web", "10.45.0.1") // the plugin gave this one no default route
 	two.must("del", "eth1", web, ports)
 	two.must("del", "eth1", web, ports)
-	_, err := r.m.Container("web")
+	_, err = r.m.Container("web")
 	require.Error(t, err)
 
 	// What is in the way is an error, and nothing is left of it.

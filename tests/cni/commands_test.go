@@ -244,6 +244,7 @@ func TestGC(t *testing.T) {
 func TestStatus(t *testing.T) {
 	r := newRuntime(t)
 	r.must(call{command: "STATUS", conf: r.pods()})
+	r.fails(call{command: "STATUS", conf: r.pods().with(conf{"mtu": 3})}, 7, "mtu")
 	r.must(call{command: "STATUS", conf: r.pods().with(conf{"root": filepath.Join(t.TempDir(), "none")})})
 	bad := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(bad, "store.db"), []byte(strings.Repeat("no store", 10000)), 0o600))
