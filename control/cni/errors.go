@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -27,10 +28,11 @@ func asError(err error) *types.Error {
 	var e *types.Error
 	switch {
 	case errors.As(err, &e):
+		code := cmp.Or(e.Code, types.ErrInternal) // libcni's, of a plugin that could not be run, have none
 		if e.Error() == err.Error() {
-			return e
+			return types.NewError(code, e.Msg, e.Details)
 		}
-		return types.NewError(e.Code, e.Msg, strings.ReplaceAll(err.Error(), "\n", "; "))
+		return types.NewError(code, e.Msg, strings.ReplaceAll(err.Error(), "\n", "; "))
 	case errors.Is(err, control.ErrInvalid):
 		return failure(types.ErrInvalidNetworkConfig, "%v", err)
 	case errors.Is(err, control.ErrConflict):

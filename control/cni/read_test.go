@@ -54,7 +54,8 @@ func TestSpecs(t *testing.T) {
 // Codes, and one line.
 func TestAsError(t *testing.T) {
 	own := types.NewError(7, "own", "")
-	require.Same(t, own, asError(own))
+	require.Equal(t, own, asError(own))
+	require.EqualValues(t, 999, asError(types.NewError(0, "no code", "")).Code)
 	e := asError(errors.Join(own, errors.New("later")))
 	require.EqualValues(t, 7, e.Code)
 	require.Equal(t, "own; own; later", e.Error())

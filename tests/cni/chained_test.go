@@ -3,12 +3,15 @@
 package cni
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/bpfnet/bpfnet/tests/lab"
@@ -131,6 +134,33 @@ func TestChained(t *testing.T) {
 	require.NoError(t, web.ns.Close())
 	one.must("del", "eth0", web, ports)
 	one.must("del", "eth0", peer, "[]")
+	r.empty()
+}
+
+// Several at once: each has its own port, and nothing is left.
+func TestChainedAtOnce(t *testing.T) {
+	r := newRuntime(t)
+	c := r.chain("one", r.bridge("cni0", "10.44.0.0/24"), nil)
+	pods := make([]pod, 8)
+	for i := range pods {
+		pods[i] = r.pod(fmt.Sprintf("pod%d", i))
+		r.serve(pods[i], 80)
+	}
+	all := func(command string) {
+		var wg sync.WaitGroup
+		for i, p := range pods {
+			wg.Go(func() {
+				out, err := c.tool(command, "eth0", p, fmt.Sprintf(`[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]`, 8000+i))
+				assert.NoError(t, err, out)
+			})
+		}
+		wg.Wait()
+	}
+	all("add")
+	for i, p := range pods {
+		r.asks(r.Client, "tcp", fmt.Sprintf("%s:%d", lab.HostIPv4, 8000+i), p.id, lab.ClientIPv4)
+	}
+	all("del")
 	r.empty()
 }
 

@@ -163,6 +163,32 @@ func TestReconcile(t *testing.T) {
 	r.empty()
 }
 
+// An ADD that is killed at any moment leaves nothing that DEL does not end.
+func TestKilled(t *testing.T) {
+	r := newRuntime(t)
+	c := mapped(r.pods(), "8080:80/tcp", "9000:9000/udp")
+	p := r.pod("killed")
+	begun := time.Now()
+	r.must(p.call("ADD", c))
+	took := time.Since(begun)
+	r.must(p.call("DEL", c))
+	for i := range 12 {
+		add := r.begin(p.call("ADD", c))
+		select {
+		case <-add.Done():
+		case <-time.After(took * time.Duration(i) / 10):
+		}
+		add.Kill()
+		r.must(p.call("DEL", c))
+		r.empty()
+	}
+	r.must(p.call("ADD", c))
+	r.serve(p, 80)
+	r.asks(r.Client, "tcp", lab.HostIPv4+":8080", "killed", lab.ClientIPv4)
+	r.must(p.call("DEL", c))
+	r.empty()
+}
+
 // Twenty at once: a network that is not there yet, addresses and ports of their own.
 func TestAtOnce(t *testing.T) {
 	r := newRuntime(t)
