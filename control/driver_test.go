@@ -277,3 +277,45 @@ func TestDriverNetworkByHand(t *testing.T) {
 	_, err = l.m.AddDriverEndpoint(driverEndpoint(n.ID, digits("1"), "10.1.0.2/24", ""))
 	require.ErrorIs(t, err, ErrNotFound)
 }
+
+// After a reboot the network is made again, its containers are gone, and the engine, which
+// takes back what it had, is given new ones.
+func TestDriverReboot(t *testing.T) {
+	l := newLab(t)
+	id, e1 := digits("a"), digits("1")
+	n, err := l.m.AddDriverNetwork(testDriver, id, NetworkOptions{Subnets: prefixes("10.1.0.0/24")})
+	require.NoError(t, err)
+	up := func(sandbox string) {
+		t.Helper()
+		_, err = l.m.AddDriverEndpoint(driverEndpoint(id, e1, "10.1.0.2/24", ""))
+		require.NoError(t, err)
+		_, err := l.m.Plug(testDriver, id, e1, sandbox, nil)
+		require.NoError(t, err)
+		require.NoError(t, l.m.SetDriverPorts(testDriver, id, e1, []string{"8080:80"}))
+	}
+	up("/run/docker/netns/000000000001")
+	require.NoError(t, l.m.change(nil, func(o *op) error {
+		o.host.Boot = "another"
+		return o.putHost()
+	}))
+	h, err := l.host.Netlink()
+	require.NoError(t, err)
+	defer h.Close()
+	for _, name := range l.hostDevices() {
+		if dev, err := h.LinkByName(name); err == nil { // not the other end of one
+			require.NoError(t, h.LinkDel(dev))
+		}
+	}
+	_, err = l.m.Reconcile()
+	require.NoError(t, err)
+	require.Equal(t, []string{n.Bridge}, l.hostDevices())
+	list, err := l.m.Containers()
+	require.NoError(t, err)
+	require.Empty(t, list)
+	require.NoError(t, l.m.Unplug(testDriver, id, e1))
+	require.NoError(t, l.m.RemoveDriverEndpoint(testDriver, id, e1))
+	up("/run/docker/netns/000000000002")
+	require.Len(t, l.hostDevices(), 3)
+	require.NoError(t, l.m.RemoveDriverNetwork(testDriver, id))
+	require.Empty(t, l.hostDevices())
+}

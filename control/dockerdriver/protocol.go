@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // The messages of libnetwork's remote drivers (its docs/remote.md, drivers/remote/api). What
@@ -101,7 +102,9 @@ func answer[T any](s *server, do func(*T) (any, error)) http.HandlerFunc {
 			return
 		}
 		s.mu.Lock()
+		start := time.Now()
 		res, err := do(&req)
+		slog.Debug("docker driver", "answer", r.URL.Path, "took", time.Since(start))
 		s.mu.Unlock()
 		if err != nil {
 			s.log("docker driver: " + strings.TrimPrefix(r.URL.Path, "/NetworkDriver.") + ": " + err.Error())

@@ -3,8 +3,10 @@
 package dockerdriver
 
 import (
+	"errors"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -25,8 +27,37 @@ type box struct {
 // run starts a container of docker run's flags, with servers on TCP and UDP ports 80 and 81.
 func (e *engine) run(name string, flags ...string) *box {
 	e.t.Helper()
-	e.docker(append(append([]string{"run", "-d", "--name", name, "--stop-timeout", "0"}, flags...), "box", "sleep", "100000")...)
+	require.NoError(e.t, e.tryRun(name, flags...))
 	return e.find(name)
+}
+
+func (e *engine) tryRun(name string, flags ...string) error {
+	_, err := e.tryDocker(append(append([]string{"run", "-d", "--name", name, "--stop-timeout", "0"}, flags...), "box", "sleep", "100000")...)
+	return err
+}
+
+// runAll starts containers at once; each is a name and its flags.
+func (e *engine) runAll(list ...string) map[string]*box {
+	e.t.Helper()
+	var wg sync.WaitGroup
+	errs := make([]error, len(list))
+	for i, line := range list {
+		wg.Go(func() { f := strings.Fields(line); errs[i] = e.tryRun(f[0], f[1:]...) })
+	}
+	wg.Wait()
+	require.NoError(e.t, errors.Join(errs...))
+	boxes := make(map[string]*box)
+	for _, line := range list {
+		name := strings.Fields(line)[0]
+		boxes[name] = e.find(name)
+	}
+	return boxes
+}
+
+// gateway is the first address of the box's /16.
+func (b *box) gateway() string {
+	parts := strings.Split(b.v4, ".")
+	return parts[0] + "." + parts[1] + ".0.1"
 }
 
 func (e *engine) find(name string) *box {

@@ -14,23 +14,28 @@ import (
 
 // Who reaches whom, by the flags of networks that docker network create -d bpfnet made.
 //
-//	n1 (IPv6)  s (published), p       n2  o (-P)                 docker0 (the Engine's)  d
+//	n1 (IPv6)  s (published), p       n2  o (-P), w              docker0 (the Engine's)  d
 //	quiet (icc off)  q1, q2 (published)   inner (internal)  i1, i2   plain (no masquerade)  m
 func TestNetworks(t *testing.T) {
+	t.Parallel()
 	e := newEngine(t)
 	for _, n := range []string{"n1 --ipv6 --subnet fd00:6::/64 -o bpfnet.name=first", "n2",
 		"quiet -o com.docker.network.bridge.enable_icc=false", "inner --internal",
 		"plain -o com.docker.network.bridge.enable_ip_masquerade=false -o com.docker.network.driver.mtu=1400 -o com.docker.network.bridge.name=plain0 -o com.docker.network.bridge.host_binding_ipv4=127.0.0.1"} {
 		e.docker(append([]string{"network", "create", "-d", "bpfnet"}, strings.Fields(n)...)...)
 	}
-	s := e.run("ss", "--net", "n1", "-p", "8080:80", "-p", "8080:80/udp", "-p", "127.0.0.1:8081:80", "-p", "127.0.0.1:8081:80/udp", "-p", "9000-9001:80-81", "-p", "9000-9001:80-81/udp")
-	p := e.run("pp", "--network", "name=n1,alias=pal,driver-opt=bpfnet.name=pea")
-	o := e.run("oo", "--net", "n2", "-P", "--expose", "80", "--expose", "80/udp")
-	q1, q2 := e.run("q1", "--net", "quiet"), e.run("q2", "--net", "quiet", "-p", "8090:80", "-p", "8090:80/udp")
-	i1, i2 := e.run("i1", "--net", "inner"), e.run("i2", "--net", "inner", "-p", "8099:80", "-p", "8099:80/udp")
-	m := e.run("mm", "--net", "plain", "-p", "8070:80", "-p", "8070:80/udp", "-p", "8071-8072:81")
-	d := e.run("dd")
-	host, gateway := lab.HostIPv4, strings.Replace(s.v4, "0.2", "0.1", 1)
+	boxes := e.runAll(
+		"ss --net n1 -p 8080:80 -p 8080:80/udp -p 127.0.0.1:8081:80 -p 127.0.0.1:8081:80/udp -p 9000-9001:80-81 -p 9000-9001:80-81/udp",
+		"pp --network name=n1,alias=pal,driver-opt=bpfnet.name=pea",
+		"oo --net n2 --mac-address 02:42:00:00:00:77 -P --expose 80 --expose 80/udp",
+		"ww --net n2 -p 8095:80 -p 8095:80/udp",
+		"q1 --net quiet", "q2 --net quiet -p 8090:80 -p 8090:80/udp",
+		"i1 --net inner", "i2 --net inner -p 8099:80 -p 8099:80/udp",
+		"mm --net plain -p 8070:80 -p 8070:80/udp -p 8071-8072:81",
+		"dd")
+	s, p, o, w, m, d := boxes["ss"], boxes["pp"], boxes["oo"], boxes["ww"], boxes["mm"], boxes["dd"]
+	q1, q2, i1, i2 := boxes["q1"], boxes["q2"], boxes["i1"], boxes["i2"]
+	host, gateway := lab.HostIPv4, s.gateway()
 	lab.ServeTCP(t, e.Client, "world", ":9000")
 	lab.ServeUDP(t, e.Client, "world", ":9000")
 	world, world6 := lab.ClientIPv4+":9000", "["+lab.ClientIPv6+"]:9000"
@@ -100,7 +105,7 @@ func TestNetworks(t *testing.T) {
 		e.answers(i1.ns, i2.v4+":80", "i2", i1.v4)
 		require.NotContains(t, e.docker("exec", "i1", "ip", "route"), "default")
 		// Not by the lack of a route alone: the container makes itself one.
-		_, err := e.Run(i1.ns, "ip", "route", "add", "default", "via", strings.Replace(i1.v4, "0.2", "0.1", 1))
+		_, err := e.Run(i1.ns, "ip", "route", "add", "default", "via", i1.gateway())
 		require.NoError(t, err)
 		e.silent(i1.ns, world, p.ns, world)
 		e.silent(e.Client, host+":8099", e.Client, host+":8080")
@@ -111,14 +116,23 @@ func TestNetworks(t *testing.T) {
 		e.answers(p.ns, world, "world", host)
 		e.answers(p.ns, world6, "world", lab.HostIPv6)
 		e.answers(m.ns, world, "world", m.v4)
+		e.docker("run", "--rm", "--net", "n1", "box", "ping", "-c", "1", "-W", "1", lab.ClientIPv4) // its first packet
 		require.Contains(t, e.docker("exec", "mm", "ip", "link"), "mtu 1400")
 	})
 	t.Run("two networks", func(t *testing.T) {
 		e := e.in(t)
 		e.docker("network", "connect", "n1", "oo")
 		e.answers(o.ns, s.v4+":80", "ss", "")
+		e.answers(o.ns, w.v4+":80", "ww", o.v4)
 		e.docker("network", "disconnect", "n1", "oo")
 		e.silent(o.ns, s.v4+":80", p.ns, s.v4+":80")
+		require.Contains(t, e.docker("exec", "oo", "ip", "link"), "02:42:00:00:00:77")
+
+		// The Engine moves published ports to the network that carries the default route.
+		for _, change := range []string{"connect n1", "disconnect n2", "connect n2", "disconnect n1"} {
+			e.docker(append(append([]string{"network"}, strings.Fields(change)...), "ww")...)
+			e.answers(e.Client, host+":8095", "ww", lab.ClientIPv4)
+		}
 	})
 	t.Run("conflicts", func(t *testing.T) {
 		e := e.in(t)
@@ -151,7 +165,7 @@ func TestNetworks(t *testing.T) {
 	})
 	t.Run("gone", func(t *testing.T) {
 		e := e.in(t)
-		e.docker("rm", "-f", "ss", "pp", "oo", "q1", "q2", "i1", "i2", "mm", "dd")
+		e.docker("rm", "-f", "ss", "pp", "oo", "q1", "q2", "i1", "i2", "ww", "mm", "dd")
 		e.docker("network", "rm", "n1", "n2", "quiet", "inner", "plain")
 		require.Empty(t, e.bpfnet("ps", "-aq"))
 		require.Empty(t, e.bpfnet("network", "ls", "-q"))

@@ -4,6 +4,7 @@ package dockerdriver
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -84,6 +85,7 @@ func (tr *traffic) end() (answers int64) {
 // Whatever is restarted, in any order: no connection is lost where the container lives on,
 // and the network goes on with the same ports.
 func TestRestarts(t *testing.T) {
+	t.Parallel()
 	e := newEngine(t, "--live-restore")
 	e.docker("network", "create", "-d", "bpfnet", "n1")
 	web := e.run("web", "--net", "n1", "-p", "8080:80", "-p", "8080:80/udp")
@@ -168,11 +170,26 @@ func (e *engine) comesBack(name, published string) {
 }
 
 // Twenty containers at once, started and stopped: every port leads to its own container, and
-// nothing is left over.
+// nothing is left over. BPFNET_SOAK=1: fifty times.
 func TestAtOnce(t *testing.T) {
+	t.Parallel()
 	e := newEngine(t)
-	const n = 20
+	rounds := 1
+	if os.Getenv("BPFNET_SOAK") != "" {
+		rounds = 50
+	}
 	e.docker("network", "create", "-d", "bpfnet", "n1")
+	for range rounds {
+		e.atOnce(20)
+	}
+	e.docker("network", "rm", "n1")
+	devices, err := e.Run(e.Host, "ip", "-br", "link")
+	require.NoError(t, err)
+	require.NotContains(t, devices, "bpf")
+}
+
+func (e *engine) atOnce(n int) {
+	t := e.t
 	all := func(do func(name string, i int) error) {
 		t.Helper()
 		var wg sync.WaitGroup
@@ -203,8 +220,4 @@ func TestAtOnce(t *testing.T) {
 	all(func(name string, _ int) error { _, err := e.tryDocker("rm", "-f", name); return err })
 	t.Logf("%d at once: up in %v, gone in %v", n, up, time.Since(start))
 	require.Empty(t, e.bpfnet("ps", "-aq"))
-	e.docker("network", "rm", "n1")
-	devices, err := e.Run(e.Host, "ip", "-br", "link")
-	require.NoError(t, err)
-	require.NotContains(t, devices, "bpf")
 }
