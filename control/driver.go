@@ -5,6 +5,7 @@ package control
 import (
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/store"
@@ -59,7 +60,9 @@ func (m *Manager) AddDriverNetwork(driver, id string, opts NetworkOptions) (*Net
 		case err != nil:
 			return err
 		case !had:
-			n, err = o.createNetwork(opts)
+			if err = o.driverOverlap(&opts); err == nil {
+				n, err = o.createNetwork(opts)
+			}
 			return err
 		case old.Driver != driver:
 			return conflict("network %s: another network has its ID", old.Name)
@@ -71,6 +74,20 @@ func (m *Manager) AddDriverNetwork(driver, id string, opts NetworkOptions) (*Net
 		return nil, err
 	}
 	return n, nil
+}
+
+// driverOverlap refuses addresses of another network of the driver's: its engine gives none
+// twice, so it has removed that one while nobody listened.
+func (o *op) driverOverlap(opts *NetworkOptions) error {
+	all, err := o.allNetworks()
+	for _, n := range all {
+		for _, p := range n.prefixes() {
+			if n.Driver == opts.driver && slices.ContainsFunc(opts.Subnets, p.Overlaps) {
+				return conflict("network %s: has %s; if its engine has removed it, bpfnet network rm %s removes it here", n.Name, p, n.Name)
+			}
+		}
+	}
+	return err
 }
 
 // RemoveDriverNetwork forgets a network, and whatever is on it: its engine has. One that is

@@ -104,6 +104,9 @@ func TestDriver(t *testing.T) {
 	p, err := l.m.Plug(testDriver, id, e1, sandbox, []string{"99/tcp"})
 	require.NoError(t, err)
 	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd00:1::1")}, p.Gateways)
+	again, err := l.m.Plug(testDriver, id, e1, sandbox, []string{"99/tcp"})
+	require.NoError(t, err, "asked again: the answer was lost")
+	require.Equal(t, p, again)
 	require.NoError(t, l.m.SetDriverPorts(testDriver, id, e1, []string{"8080:80"}))
 	steps, err := l.m.Reconcile()
 	require.NoError(t, err)
@@ -146,6 +149,9 @@ func TestDriver(t *testing.T) {
 
 	// The sandbox goes, and nobody says so; the address and the port are another's then.
 	l.gone(ns, c)
+	c, err = l.m.Container(c.ID)
+	require.NoError(t, err)
+	require.Equal(t, StateExited, c.State)
 	_, err = l.m.AddDriverEndpoint(driverEndpoint(id, e2, "10.1.0.2/24", "fd00:1::2/64"))
 	require.NoError(t, err)
 	_, err = l.m.Plug(testDriver, id, e2, sandbox+"3", nil)
@@ -271,6 +277,8 @@ func TestDriverNetworkByHand(t *testing.T) {
 	names, err := l.m.PruneNetworks()
 	require.NoError(t, err)
 	require.Empty(t, names, "the engine may still have it")
+	_, err = l.m.AddDriverNetwork(testDriver, digits("b"), NetworkOptions{Subnets: prefixes("10.1.0.0/25")})
+	require.ErrorContains(t, err, "bpfnet network rm shop")
 	require.NoError(t, l.m.RemoveNetwork("shop"))
 	require.Zero(t, l.driverRecords())
 	require.Empty(t, l.hostDevices())

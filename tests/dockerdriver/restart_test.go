@@ -179,8 +179,8 @@ func TestAtOnce(t *testing.T) {
 		rounds = 50
 	}
 	e.docker("network", "create", "-d", "bpfnet", "n1")
-	for range rounds {
-		e.atOnce(20)
+	for i := range rounds {
+		t.Run(fmt.Sprint("round ", i+1), func(t *testing.T) { e.in(t).atOnce(20) })
 	}
 	e.docker("network", "rm", "n1")
 	devices, err := e.Run(e.Host, "ip", "-br", "link")
