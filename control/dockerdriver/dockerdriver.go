@@ -99,7 +99,7 @@ type listener struct {
 // its mode is set, and the place in the Engine's directory is never without one.
 func listen(path string) (*listener, error) {
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	if err := unused(path); err != nil {
