@@ -6,7 +6,7 @@
 //
 // The rooms, and the one way in which they may know each other:
 //
-//	cmd/bpfnet → control/docker (follows a Docker Engine) → control
+//	cmd/bpfnet → control/{docker,dockerdriver,cni,netavark} (for others' engines) → control
 //	cmd/bpfnet → control → control/{ipam,ports,link,netns,store,process,watch}, maps
 //	             control → control/datapath/{bpf,iptables} → control/datapath, maps
 //	             control/datapath/bpf → loader

@@ -2,9 +2,8 @@
 
 // Package arrows holds the code base to its drawing: who may import whom.
 //
-//	cmd/bpfnet → control/docker → control
 //	cmd/bpfnet → control → control/{ipam,link,netns,ports,process,store,watch}, maps
-//	cmd/bpfnet → control/{cni,netavark} → control, control/{ipam,netns}
+//	cmd/bpfnet → control/{docker,dockerdriver,cni,netavark} → control, control/{ipam,netns}
 //	             control → control/datapath/{bpf,iptables} → control/datapath → control/link, maps
 //	             control/datapath/bpf, maps → loader
 //	maps → loader
