@@ -96,15 +96,15 @@ func newWalk(t *testing.T) *walk {
 	return w
 }
 
-// notYet is curl's refusal, socat's silence, an empty log: what was started a line
-// before may not be ready yet.
-var notYet = regexp.MustCompile(`curl: \(7\)|socat -t .*\n$|bpfnet logs .*\n$`)
+// notYet is curl's refusal, socat's silence or refusal, an empty log: what was started a
+// line before may not be ready yet.
+var notYet = regexp.MustCompile(`curl: \(7\)|socat -t .*\n$|socat\[.*Connection refused\n$|bpfnet logs .*\n$`)
 
 // run gives what a command wrote, stdout and stderr together. One that only asks is
 // asked again while there is no answer but an answer is expected.
 func (w *walk) run(t *testing.T, s *step) string {
 	t.Helper()
-	for until := time.Now().Add(2 * time.Second); ; {
+	for until := time.Now().Add(10 * time.Second); ; {
 		got := w.once(t, s)
 		if !notYet.MatchString(s.command+"\n"+got) || s.diff(got) == "" || time.Now().After(until) {
 			return got
