@@ -32,7 +32,7 @@ func (r *runtime) chain(name string, main, after conf) *chain {
 		r.t.Skip("only the datapath bpf carries the packets of another's interface")
 	}
 	others := upstream(r.t)
-	c := &chain{runtime: r, net: r.t.TempDir(), path: built + ":" + others, name: name, after: after}
+	c := &chain{runtime: r, net: r.t.TempDir(), path: filepath.Dir(lab.Binary(r.t)) + ":" + others, name: name, after: after}
 	after = conf{"type": "bpfnet", "root": r.Root, "capabilities": map[string]bool{"portMappings": true}}.with(after)
 	list := map[string]any{"cniVersion": "1.0.0", "name": name, "plugins": []any{main, after}}
 	require.NoError(r.t, os.WriteFile(filepath.Join(c.net, "10.conflist"), []byte(mustJSON(r.t, list)), 0o644))
@@ -41,7 +41,7 @@ func (r *runtime) chain(name string, main, after conf) *chain {
 
 func (c *chain) tool(command, ifName string, p pod, ports string) (string, error) {
 	c.t.Helper()
-	cmd := exec.Command(filepath.Join(built, "cnitool"), command, c.name, p.path)
+	cmd := exec.Command(cnitool(c.t), command, c.name, p.path)
 	cmd.Env = append(os.Environ(), "CNI_PATH="+c.path, "NETCONFPATH="+c.net, "CNI_IFNAME="+ifName,
 		`CAP_ARGS={"portMappings":`+ports+`}`, "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAME="+p.id)
 	run, err := c.StartCommand(c.Host, cmd)

@@ -34,28 +34,14 @@ const (
 	silence = 300 * time.Millisecond
 )
 
-var built string // directory of the programs
+func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
-func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "bpfnet-cni")
-	if err == nil {
-		built = dir
-		for name, pkg := range map[string]string{"bpfnet": "github.com/bpfnet/bpfnet/cmd/bpfnet", "cnitool": "github.com/containernetworking/cni/cnitool"} {
-			cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, name), pkg)
-			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-			if out, bad := cmd.CombinedOutput(); bad != nil && err == nil {
-				err = fmt.Errorf("%s: %w: %s", pkg, bad, out)
-			}
-		}
-	}
-	code := 1
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
-	}
-	os.RemoveAll(dir)
-	os.Exit(code)
+// cnitool is the specification's own runtime.
+func cnitool(t testing.TB) string {
+	t.Helper()
+	path, err := lab.Build("github.com/containernetworking/cni/cnitool")
+	require.NoError(t, err)
+	return path
 }
 
 // runtime plays a container runtime on the lab's host.
@@ -160,10 +146,10 @@ func (r *runtime) begin(c call) *lab.Process {
 	require.NoError(r.t, err)
 	program, path, ifName := c.program, c.path, c.ifName
 	if program == "" {
-		program = filepath.Join(built, "bpfnet")
+		program = lab.Binary(r.t)
 	}
 	if path == "" {
-		path = built
+		path = filepath.Dir(lab.Binary(r.t))
 	}
 	if ifName == "" {
 		ifName = "eth0"

@@ -180,8 +180,8 @@ func TestErrors(t *testing.T) {
 		})
 	}
 	// Not JSON at all.
-	cmd := exec.Command(filepath.Join(built, "bpfnet"))
-	cmd.Env = []string{"CNI_COMMAND=ADD", "CNI_CONTAINERID=p", "CNI_NETNS=" + p.path, "CNI_IFNAME=eth0", "CNI_PATH=" + built}
+	cmd := exec.Command(lab.Binary(r.t))
+	cmd.Env = []string{"CNI_COMMAND=ADD", "CNI_CONTAINERID=p", "CNI_NETNS=" + p.path, "CNI_IFNAME=eth0", "CNI_PATH=" + filepath.Dir(lab.Binary(r.t))}
 	cmd.Stdin = strings.NewReader("{")
 	bad, err := r.StartCommand(r.Host, cmd)
 	require.NoError(t, err)
@@ -266,7 +266,7 @@ func TestHostLocal(t *testing.T) {
 func TestProgram(t *testing.T) {
 	r := newRuntime(t)
 	link := filepath.Join(t.TempDir(), "bpfnet-cni")
-	require.NoError(t, os.Symlink(filepath.Join(built, "bpfnet"), link))
+	require.NoError(t, os.Symlink(lab.Binary(t), link))
 	p := r.pod("p")
 	c := p.call("ADD", r.pods())
 	c.program = link
@@ -275,14 +275,14 @@ func TestProgram(t *testing.T) {
 	r.must(c)
 	r.empty()
 
-	about, err := r.StartCommand(r.Host, exec.Command(filepath.Join(built, "bpfnet"), "cni"))
+	about, err := r.StartCommand(r.Host, exec.Command(lab.Binary(t), "cni"))
 	require.NoError(t, err)
 	require.NoError(t, about.Wait(wait))
 	require.Contains(t, about.Stderr(), "CNI protocol versions supported: 0.3.1, 0.4.0, 1.0.0, 1.1.0")
 	require.Empty(t, about.Stdout())
 
 	// A variable of a runtime's does not change what a user types.
-	cmd := r.Command(filepath.Join(built, "bpfnet"), "ps", "-q")
+	cmd := r.Command(lab.Binary(t), "ps", "-q")
 	cmd.Env = append(cmd.Env, "CNI_COMMAND=ADD")
 	ps, err := r.StartCommand(r.Host, cmd)
 	require.NoError(t, err)
@@ -302,8 +302,8 @@ func TestCnitool(t *testing.T) {
 	p := r.pod("p")
 	r.serve(p, 80)
 	tool := func(command string, more ...string) (string, error) {
-		cmd := exec.Command(filepath.Join(built, "cnitool"), append([]string{command, "pods", p.path}, more...)...)
-		cmd.Env = append(os.Environ(), "CNI_PATH="+built, "NETCONFPATH="+dir, "CNI_IFNAME=eth0",
+		cmd := exec.Command(cnitool(t), append([]string{command, "pods", p.path}, more...)...)
+		cmd.Env = append(os.Environ(), "CNI_PATH="+filepath.Dir(lab.Binary(t)), "NETCONFPATH="+dir, "CNI_IFNAME=eth0",
 			`CAP_ARGS={"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}],"ips":["10.88.0.40"]}`, "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAME=tooled")
 		run, err := r.StartCommand(r.Host, cmd)
 		require.NoError(t, err)

@@ -192,7 +192,7 @@ func (c *cast) askForPort(by, name, spec string) (int, error) {
 		}
 		return int(pubs[0].HostPort), nil
 	}
-	out, err := c.Run(c.Host, binary(c.t), "publish", "-o", "json", name, spec)
+	out, err := c.Run(c.Host, lab.Binary(c.t), "publish", "-o", "json", name, spec)
 	if err != nil {
 		return 0, err
 	}

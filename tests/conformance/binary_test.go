@@ -6,9 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,43 +16,7 @@ import (
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if built.dir != "" {
-		os.RemoveAll(built.dir)
-	}
-	os.Exit(code)
-}
-
-var built struct {
-	once sync.Once
-	dir  string
-	err  error
-}
-
-// binary is the path of the real program, which every user may execute: that of
-// BPFNET_BINARY, where there is no Go, or built once.
-func binary(t testing.TB) string {
-	t.Helper()
-	if path := os.Getenv("BPFNET_BINARY"); path != "" {
-		return path
-	}
-	built.once.Do(func() {
-		if built.dir, built.err = os.MkdirTemp("", "bpfnet-binary"); built.err != nil {
-			return
-		}
-		if built.err = os.Chmod(built.dir, 0o755); built.err != nil {
-			return
-		}
-		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(built.dir, "bpfnet"), "github.com/bpfnet/bpfnet/cmd/bpfnet")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			built.err = errors.New(err.Error() + ": " + string(out))
-		}
-	})
-	require.NoError(t, built.err)
-	return filepath.Join(built.dir, "bpfnet")
-}
+func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
 // result is what a command line came to.
 type result struct {
@@ -65,7 +27,7 @@ type result struct {
 // start starts the real program on the lab's host.
 func (c *cast) start(args ...string) *lab.Process {
 	c.t.Helper()
-	return c.Start(c.t, c.Host, binary(c.t), args...)
+	return c.Start(c.t, c.Host, lab.Binary(c.t), args...)
 }
 
 // bpfnet runs the real program on the lab's host to its end.

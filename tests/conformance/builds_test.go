@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
 // edit replaces text in a file of bpf/.
@@ -24,8 +26,8 @@ type edit struct{ file, old, new string }
 // out of it, Go types included. It is another release of bpfnet.
 func build(t testing.TB, name string, edits ...edit) string {
 	t.Helper()
-	binary(t) // makes the directory
-	path := filepath.Join(built.dir, name)
+	programs := filepath.Dir(lab.Binary(t))
+	path := filepath.Join(programs, name)
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
@@ -40,8 +42,8 @@ func build(t testing.TB, name string, edits ...edit) string {
 		require.Equal(t, 1, strings.Count(string(text), e.old), "%s: %s", e.file, e.old)
 		require.NoError(t, os.WriteFile(file, []byte(strings.Replace(string(text), e.old, e.new, 1)), 0o644))
 	}
-	tool := filepath.Join(built.dir, "bpf2go")
-	run(t, root, "go", "build", "-o", tool, "github.com/cilium/ebpf/cmd/bpf2go")
+	tool, err := lab.Build("github.com/cilium/ebpf/cmd/bpf2go")
+	require.NoError(t, err)
 	source, err := os.ReadFile(filepath.Join(root, "generate.go"))
 	require.NoError(t, err)
 	line := regexp.MustCompile(`(?m)^//go:generate sh -c "(.*)"$`).FindStringSubmatch(string(source))

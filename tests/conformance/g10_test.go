@@ -43,7 +43,7 @@ func TestG10(t *testing.T) {
 		require.Contains(t, out, "Permission denied")
 	}
 	public := filepath.Join("/tmp", filepath.Base(c.Dir)+"-bpfnet")
-	image, err := os.ReadFile(binary(t))
+	image, err := os.ReadFile(lab.Binary(t))
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(public, image, 0o755))
 	t.Cleanup(func() { os.Remove(public) })

@@ -90,7 +90,7 @@ func upgrades(t *testing.T, kind string) {
 	list, err := c.m.Status()
 	require.NoError(t, err)
 	require.True(t, slices.ContainsFunc(list.Hooks, func(h control.HookStatus) bool { return h.Device == "eth0" && h.Kind == kind }))
-	this, other := binary(t), build(t, "programs", otherPrograms...)
+	this, other := lab.Binary(t), build(t, "programs", otherPrograms...)
 	udp, tcp := c.upgradeTalks("udp", s, p), c.upgradeTalks("tcp", s, p)
 	fresh := []*dialogue{c.calling("tcp", c.Client, at(lab.HostIPv4, 8080), "srv"), c.calling("udp", s.ns, at(lab.ClientIPv6, 9000), "X")}
 	before := c.drops("")
@@ -132,7 +132,7 @@ func sum(list []uint64) (n uint64) {
 // changedLayout: forth to a build with another layout, and back.
 func changedLayout(t *testing.T) {
 	c, s, p := upgradeCast(t)
-	this, other := binary(t), build(t, "layout", otherLayout...)
+	this, other := lab.Binary(t), build(t, "layout", otherLayout...)
 	// The sets of programs have names of their own.
 	inventory := func() []string {
 		return slices.DeleteFunc(c.inventory(), func(l string) bool { return strings.Contains(l, "programs/") })
@@ -199,7 +199,7 @@ func changedLayout(t *testing.T) {
 // killedUpgrade: reconcile is killed at any step of a change of layout, and run again.
 func killedUpgrade(t *testing.T) {
 	c, s, p := upgradeCast(t)
-	this, other := binary(t), build(t, "layout", otherLayout...)
+	this, other := lab.Binary(t), build(t, "layout", otherLayout...)
 	talks := append(c.upgradeTalks("tcp", s, p), c.upgradeTalks("udp", s, p)...)
 	idle := c.idle("tcp", c.Client, at(lab.HostIPv4, 8080), 100)
 	used := c.table("flows4").Used

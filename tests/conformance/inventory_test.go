@@ -371,15 +371,13 @@ func (inv *inventory) pin(path string) string {
 
 // own are the processes in the lab's cgroup that are the real program, by pid.
 func (c *cast) own() (pids []int) {
-	if built.dir == "" {
-		return nil
-	}
+	programs := filepath.Dir(lab.Binary(c.t))
 	procs, err := os.ReadFile(filepath.Join(c.Cgroup, "cgroup.procs"))
 	require.NoError(c.t, err)
 	for _, f := range strings.Fields(string(procs)) {
 		pid, err := strconv.Atoi(f)
 		require.NoError(c.t, err)
-		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && filepath.Dir(exe) == built.dir {
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && filepath.Dir(exe) == programs {
 			pids = append(pids, pid)
 		}
 	}

@@ -42,7 +42,7 @@ func TestNotRoot(t *testing.T) {
 	require.NoDirExists(t, filepath.Join(c.Dir, "new"))
 
 	// What needs no right works, and root's own command does.
-	cmd := c.Command(binary(t), "version")
+	cmd := c.Command(lab.Binary(t), "version")
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	asNobody(cmd.SysProcAttr)
 	p, err := c.StartCommand(c.Host, cmd)
@@ -131,7 +131,7 @@ func TestNoHost(t *testing.T) {
 		t.Run(strings.Join(wrap, " ")+" "+strings.TrimPrefix(r.line, host), func(t *testing.T) {
 			c := c.in(t)
 			args := r.args(values)
-			line := append(append([]string{}, wrap...), append([]string{binary(t)}, args...)...)
+			line := append(append([]string{}, wrap...), append([]string{lab.Binary(t)}, args...)...)
 			cmd := c.Command(line[0], line[1:]...)
 			p, err := c.StartCommand(c.Host, cmd)
 			require.NoError(t, err)

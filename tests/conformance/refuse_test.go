@@ -53,7 +53,7 @@ func (r refusal) status() int {
 func (c *cast) refuse(r refusal, values *strings.Replacer, edit ...func(*syscall.SysProcAttr)) {
 	c.t.Helper()
 	args := r.args(values)
-	cmd := c.Command(binary(c.t), args...)
+	cmd := c.Command(lab.Binary(c.t), args...)
 	cmd.Env = append(cmd.Env, r.env...)
 	for _, e := range edit {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}

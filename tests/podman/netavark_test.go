@@ -46,7 +46,7 @@ func (d *driver) call(in any, args ...string) (out string, err error) {
 	d.t.Helper()
 	data, err := json.Marshal(in)
 	require.NoError(d.t, err)
-	name := filepath.Join(built, "bpfnet-netavark")
+	name := filepath.Join(filepath.Dir(lab.Binary(d.t)), "bpfnet-netavark")
 	if _, err := os.Lstat(name); err != nil {
 		require.NoError(d.t, os.Symlink("bpfnet", name))
 	}

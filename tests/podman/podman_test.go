@@ -35,27 +35,7 @@ const (
 	silence = 300 * time.Millisecond
 )
 
-var built string // directory of bpfnet, and of links to it
-
-func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "bpfnet-podman")
-	if err == nil {
-		built = dir
-		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, "bpfnet"), "github.com/bpfnet/bpfnet/cmd/bpfnet")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, bad := cmd.CombinedOutput(); bad != nil {
-			err = fmt.Errorf("%w: %s", bad, out)
-		}
-	}
-	code := 1
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
-	}
-	os.RemoveAll(dir)
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
 // engine is a podman on a lab's host.
 type engine struct {
@@ -129,7 +109,7 @@ runtime = "runc"
 network_backend = "cni"
 cni_plugin_dirs = [%q]
 network_config_dir = %q
-`, built, networks))
+`, filepath.Dir(lab.Binary(e.t)), networks))
 	for _, dir := range []string{"root", "runroot", "tmpdir"} {
 		e.globals = append(e.globals, "--"+dir, filepath.Join(e.dir, dir))
 	}
