@@ -110,7 +110,7 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 		return false, err
 	}
 	// From here on nothing is missed; what changed before is found by the look at everything.
-	stream := f.api.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.Add("type", "container", "network")})
+	stream := f.api.Events(ctx, client.EventsListOptions{Filters: wanted()})
 	if err := f.everything(ctx); err != nil {
 		return false, err
 	}
@@ -161,6 +161,18 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 			}
 		}
 	}
+}
+
+// wanted are the events that news.add knows: not the many of exec and of health checks.
+func wanted() client.Filters {
+	f := client.Filters{}.Add("type", string(events.ContainerEventType), string(events.NetworkEventType))
+	for _, a := range []events.Action{
+		events.ActionStart, events.ActionDie, events.ActionDestroy, events.ActionRename, events.ActionUpdate,
+		events.ActionCreate, events.ActionRemove, events.ActionConnect, events.ActionDisconnect,
+	} {
+		f.Add("event", string(a))
+	}
+	return f
 }
 
 // news is what some events are about: a container or network is looked at once.

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engines
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/bpfnet/bpfnet/tests/lab"
+)
+
+// -p in its forms, on a host that has several addresses, and what a container may not send.
+//
+//	X 203.0.113.2 ── 203.0.113.1 H 198.51.100.1, .7 ── 198.51.100.2 Y
+func TestForms(t *testing.T) {
+	e := newEngine(t)
+	y := e.AddClient(t, "Y", "198.51.100.1/24")
+	lab.AddAddr(t, e.Host, "eth1", "198.51.100.7/24")
+	e.docker("network", "create", "bound", "-o", "com.docker.network.bridge.host_binding_ipv4=198.51.100.7")
+	all := e.runAll(
+		"one -p 127.0.1.2:7777:80 -p 127.0.1.2:7777:80/udp -p 8070:80 -p 8071:80 -p 8070:80/udp -p 8071:80/udp",
+		"two -p 127.0.1.3:7777:80 -p 127.0.1.3:7777:80/udp -p 198.51.100.7:7000-7002:80-82 -p 198.51.100.7:7000-7002:80-82/udp",
+		"any -p 80 --expose 81 -P",
+		"held --net bound -p 8055:80 -p 8055:80/udp")
+	e.adopted("one", "two", "any", "held")
+	one, two := all["one"], all["two"]
+
+	t.Run("addresses", func(t *testing.T) {
+		e := e.in(t)
+		e.answers(e.Host, "127.0.1.2:7777", "one", "172.17.0.1")
+		e.answers(e.Host, "127.0.1.3:7777", "two", "172.17.0.1")
+		e.silent(e.Host, "127.0.0.1:7777", e.Host, "127.0.1.2:7777")
+		for _, to := range []string{"8070", "8071"} {
+			e.answers(e.Client, lab.HostIPv4+":"+to, "one", lab.ClientIPv4)
+			e.answers(y.NS, "198.51.100.7:"+to, "one", "198.51.100.2")
+		}
+		e.answers(y.NS, "198.51.100.7:7001", "two", "198.51.100.2")
+		e.silent(y.NS, "198.51.100.1:7001", y.NS, "198.51.100.7:7001")
+		e.silent(e.Client, lab.HostIPv4+":7001", y.NS, "198.51.100.7:7001")
+		e.answers(y.NS, "198.51.100.7:8055", "held", "198.51.100.2")
+		e.silent(y.NS, "198.51.100.1:8055", y.NS, "198.51.100.7:8055")
+	})
+	t.Run("unconnected", func(t *testing.T) {
+		e := e.in(t) // the answer comes from the address that was asked
+		for _, to := range []string{"198.51.100.1:8070", "198.51.100.7:8070"} {
+			_, err := lab.AskUDPUnconnected(y.NS, "", to, "hello", soon)
+			require.NoError(t, err)
+		}
+		_, err := lab.AskUDPUnconnected(e.Host, "", "127.0.1.2:7777", "hello", soon)
+		require.NoError(t, err)
+	})
+	t.Run("any port", func(t *testing.T) {
+		e := e.in(t)
+		for _, port := range []string{"80/tcp", "81/tcp"} {
+			where, _, _ := strings.Cut(e.docker("port", "any", port), "\n")
+			line, err := lab.AskTCP(e.Client, "", lab.HostIPv4+where[strings.LastIndex(where, ":"):], "hello", soon)
+			require.NoError(t, err)
+			require.True(t, strings.HasPrefix(line, "any "), line)
+			require.Contains(t, e.bpfnet("port", "any"), where)
+		}
+	})
+	t.Run("forged", func(t *testing.T) {
+		e := e.in(t)
+		lab.ServeTCP(t, y.NS, "world", ":9000")
+		lab.AddAddr(t, one.ns, "eth0", "172.17.0.99/16")
+		from := func(src string) func() error {
+			return func() error {
+				_, err := lab.AskTCP(one.ns, src, "198.51.100.2:9000", "hello", soon/4)
+				return err
+			}
+		}
+		lab.Unreachable(t, "with another source", from("172.17.0.99"), from(one.v4))
+		peer := func(src string) func() error {
+			return func() error {
+				_, err := lab.AskTCP(one.ns, src, two.v4+":80", "hello", soon/4)
+				return err
+			}
+		}
+		lab.Unreachable(t, "to a peer with another source", peer("172.17.0.99"), peer(one.v4))
+		e.answers(e.Client, lab.HostIPv4+":8070", "one", lab.ClientIPv4)
+	})
+	t.Run("renamed", func(t *testing.T) {
+		e := e.in(t)
+		e.docker("rename", "two", "zwei")
+		e.eventually("its new name", func() bool { return strings.Contains(e.bpfnet("ps"), "docker/zwei") })
+		require.NotContains(t, e.bpfnet("ps"), "docker/two")
+		e.answers(e.Host, "127.0.1.3:7777", "two", "172.17.0.1")
+		e.docker("pause", "zwei")
+		e.docker("unpause", "zwei")
+		e.docker("restart", "-t", "0", "zwei")
+		e.find("zwei")
+		e.adopted("zwei")
+		e.eventually("restarted", func() bool {
+			_, err := lab.AskTCP(e.Host, "", "127.0.1.3:7777", "hello", soon/4)
+			return err == nil
+		})
+	})
+}
