@@ -27,7 +27,8 @@ type driverRecord struct {
 	IPv4      netip.Prefix `json:"ipv4,omitzero"`
 	IPv6      netip.Prefix `json:"ipv6,omitzero"`
 	MAC       string       `json:"mac"`
-	Name      string       `json:"name,omitempty"`      // that its container is to have
+	Name      string       `json:"name,omitempty"` // that its container is to have
+	Ports     *DriverPorts `json:"ports,omitempty"`
 	Container string       `json:"container,omitempty"` // while it is plugged in
 	Device    string       `json:"device,omitempty"`    // of its cable; stays until the endpoint goes
 }

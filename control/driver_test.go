@@ -20,6 +20,8 @@ const testDriver = "test-driver"
 
 func digits(c string) string { return strings.Repeat(c, 64) }
 
+func published(specs ...string) DriverPorts { return DriverPorts{Specs: specs} }
+
 func driverEndpoint(network, id, v4, v6 string) DriverEndpoint {
 	e := DriverEndpoint{Driver: testDriver, Network: network, ID: id, IPv4: netip.MustParsePrefix(v4)}
 	if v6 != "" {
@@ -107,7 +109,7 @@ func TestDriver(t *testing.T) {
 	again, err := l.m.Plug(testDriver, id, e1, sandbox, []string{"99/tcp"})
 	require.NoError(t, err, "asked again: the answer was lost")
 	require.Equal(t, p, again)
-	require.NoError(t, l.m.SetDriverPorts(testDriver, id, e1, []string{"8080:80"}))
+	require.NoError(t, l.m.SetDriverPorts(testDriver, id, e1, published("8080:80")))
 	steps, err := l.m.Reconcile()
 	require.NoError(t, err)
 	require.Empty(t, steps, "the end that waits is nobody's leftover")
@@ -137,8 +139,8 @@ func TestDriver(t *testing.T) {
 	require.NoError(t, err)
 	_, err = l.m.Plug(testDriver, id, e2, sandbox+"2", nil)
 	require.NoError(t, err)
-	require.ErrorContains(t, l.m.SetDriverPorts(testDriver, id, e2, []string{"8081:80", "8080:80"}), "Bind for 0.0.0.0:8080 failed: port is already allocated")
-	require.NoError(t, l.m.SetDriverPorts(testDriver, id, e2, []string{"8081:80"}))
+	require.ErrorContains(t, l.m.SetDriverPorts(testDriver, id, e2, published("8081:80", "8080:80")), "Bind for 0.0.0.0:8080 failed: port is already allocated")
+	require.NoError(t, l.m.SetDriverPorts(testDriver, id, e2, published("8081:80")))
 	require.NoError(t, l.m.ClearDriverPorts(testDriver, id, e2))
 	require.NoError(t, l.m.Unplug(testDriver, id, e2))
 	require.NoError(t, l.m.RemoveDriverEndpoint(testDriver, id, e2))
@@ -156,7 +158,7 @@ func TestDriver(t *testing.T) {
 	require.NoError(t, err)
 	_, err = l.m.Plug(testDriver, id, e2, sandbox+"3", nil)
 	require.NoError(t, err)
-	require.NoError(t, l.m.SetDriverPorts(testDriver, id, e2, []string{"8080:80"}))
+	require.NoError(t, l.m.SetDriverPorts(testDriver, id, e2, published("8080:80")))
 	require.NoError(t, l.m.Unplug(testDriver, id, e1), "the engine has come round to it")
 	require.NoError(t, l.m.RemoveDriverEndpoint(testDriver, id, e1))
 	pubs, err = l.m.Publications(sandboxID(testDriver, sandbox+"3"))
@@ -224,13 +226,13 @@ func TestDriverTwoNetworks(t *testing.T) {
 		require.NoError(t, err)
 		return len(pubs)
 	}
-	require.NoError(t, l.m.SetDriverPorts(testDriver, n1, e1, []string{"8080:80"}))
+	require.NoError(t, l.m.SetDriverPorts(testDriver, n1, e1, published("8080:80")))
 	require.Equal(t, n1, gateway())
 	require.NoError(t, l.m.ClearDriverPorts(testDriver, n2, e2), "not the one that has them")
 	require.Equal(t, 1, doors())
 	require.NoError(t, l.m.ClearDriverPorts(testDriver, n1, e1))
 	require.Zero(t, doors())
-	require.NoError(t, l.m.SetDriverPorts(testDriver, n2, e2, []string{"8080:80"}))
+	require.NoError(t, l.m.SetDriverPorts(testDriver, n2, e2, published("8080:80")))
 	require.Equal(t, n2, gateway())
 
 	h, err := l.host.Netlink()
@@ -267,6 +269,115 @@ func TestDriverTwoNetworks(t *testing.T) {
 	require.Equal(t, StateRunning, c.State)
 }
 
+// Newer engines ask for the ports of the next endpoint before they take back the last one's,
+// and for two when each family has its own. No port is left leading to a slot that is free.
+func TestDriverGateways(t *testing.T) {
+	l := newLab(t)
+	n1, n2, n3 := digits("a"), digits("b"), digits("c")
+	sandbox := "/run/docker/netns/0000000000ab"
+	id := sandboxID(testDriver, sandbox)
+	plug := func(network, v4, v6 string, subnets ...string) {
+		t.Helper()
+		_, err := l.m.AddDriverNetwork(testDriver, network, NetworkOptions{Subnets: prefixes(subnets...)})
+		require.NoError(t, err)
+		_, err = l.m.AddDriverEndpoint(driverEndpoint(network, network, v4, v6))
+		require.NoError(t, err)
+		_, err = l.m.Plug(testDriver, network, network, sandbox, nil)
+		require.NoError(t, err)
+	}
+	set := func(network string, only4 bool) {
+		t.Helper()
+		require.NoError(t, l.m.SetDriverPorts(testDriver, network, network, DriverPorts{Specs: []string{"8080:80"}, IPv4: only4}))
+	}
+	clear := func(network string) {
+		t.Helper()
+		require.NoError(t, l.m.ClearDriverPorts(testDriver, network, network))
+	}
+	// leads says to which networks the kernel's tables lead IPv4 and IPv6.
+	leads := func() string {
+		t.Helper()
+		got := ""
+		require.NoError(t, l.m.change(nil, func(o *op) error {
+			c, err := containerByID(o.tx, id)
+			if err != nil {
+				return err
+			}
+			name := func(slot uint32) string {
+				for network, ep := range c.Endpoints {
+					if ep.Slot == slot {
+						return network[:1]
+					}
+				}
+				require.Zero(t, slot, "a port leads to nobody's slot")
+				return "-"
+			}
+			tables, err := o.tables()
+			if err != nil {
+				return err
+			}
+			bindings, err := tables.Ports.List()
+			if err != nil {
+				return err
+			}
+			for _, b := range bindings {
+				pub, _, err := tables.Rules.Publication(b.Rule)
+				if err != nil {
+					return err
+				}
+				family := "4"
+				if b.Addr.Is6() {
+					family, pub.Endpoint4 = "6", pub.Endpoint6
+				}
+				got += family + name(pub.Endpoint4)
+			}
+			return nil
+		}))
+		return got
+	}
+	rule := func() uint32 {
+		t.Helper()
+		pubs, err := l.m.Publications(id)
+		require.NoError(t, err)
+		return pubs[0].Rule
+	}
+	plug(n1, "10.1.0.2/24", "", "10.1.0.0/24")
+	plug(n2, "10.2.0.2/24", "fd00:2::2/64", "10.2.0.0/24", "fd00:2::/64")
+	set(n1, false)
+	require.Equal(t, "4a6b", leads())
+	was := rule()
+	set(n2, false) // by IPv6, as IPv4 has n1 still
+	require.Equal(t, "4a6b", leads())
+	require.Equal(t, was, rule(), "connections go on")
+	clear(n2)
+	set(n2, false)
+	clear(n1) // the last is taken back after the next was asked for
+	require.Equal(t, "4b6b", leads())
+	set(n1, true)
+	require.Equal(t, "4a6b", leads())
+	was = rule()
+	require.NoError(t, l.m.Unplug(testDriver, n2, n2))
+	require.Equal(t, "4a", leads())
+	require.Equal(t, was, rule(), "connections go on")
+
+	plug(n3, "10.3.0.2/24", "fd00:3::2/64", "10.3.0.0/24", "fd00:3::/64")
+	_, err := l.m.Plug(testDriver, n2, n2, sandbox, nil)
+	require.NoError(t, err)
+	set(n3, false)
+	require.Equal(t, "4a6c", leads())
+	require.NoError(t, l.m.Unplug(testDriver, n3, n3)) // IPv6 goes on by n2
+	require.Equal(t, "4a6b", leads())
+	require.NoError(t, l.m.RemoveDriverEndpoint(testDriver, n1, n1))
+	require.Equal(t, "", leads(), "n2 was not asked for")
+	set(n2, false)
+	require.Equal(t, "4b6b", leads())
+	_, err = l.m.AddDriverEndpoint(driverEndpoint(n1, n1, "10.1.0.2/24", ""))
+	require.NoError(t, err)
+	_, err = l.m.Plug(testDriver, n1, n1, sandbox, nil)
+	require.NoError(t, err)
+	set(n1, true)
+	require.Equal(t, "4a6b", leads())
+}
+
 // A network that its engine has forgotten while nobody listened can be removed by hand.
 func TestDriverNetworkByHand(t *testing.T) {
 	l := newLab(t)
@@ -299,7 +410,7 @@ func TestDriverReboot(t *testing.T) {
 		require.NoError(t, err)
 		_, err := l.m.Plug(testDriver, id, e1, sandbox, nil)
 		require.NoError(t, err)
-		require.NoError(t, l.m.SetDriverPorts(testDriver, id, e1, []string{"8080:80"}))
+		require.NoError(t, l.m.SetDriverPorts(testDriver, id, e1, published("8080:80")))
 	}
 	up("/run/docker/netns/000000000001")
 	require.NoError(t, l.m.change(nil, func(o *op) error {

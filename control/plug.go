@@ -115,7 +115,7 @@ func (o *op) plug(c *Container, n *Network, r *driverRecord) (*Endpoint, error) 
 		return nil, err
 	}
 	ep := &Endpoint{
-		Slot: slots[0], Network: n.ID, Container: c.ID, HostIf: hostIfName(r.ID, n.ID), MAC: r.MAC,
+		ID: r.ID, Slot: slots[0], Network: n.ID, Container: c.ID, HostIf: hostIfName(r.ID, n.ID), MAC: r.MAC,
 		IPv4: r.IPv4, IPv6: r.IPv6, Internal: n.Internal, Created: time.Now(),
 	}
 	if c.Endpoints == nil {
@@ -186,18 +186,33 @@ func (o *op) unplug(n *Network, r *driverRecord) error {
 	if err := link.Unplug(ns, ep.HostIf); err != nil {
 		return err
 	}
-	if ep.Gateway {
-		if err := o.closePorts(&c); err != nil {
-			return err
-		}
-	}
+	r.Ports = nil
 	if len(c.Endpoints) == 1 {
 		return o.finish(&c)
+	}
+	if err := o.putDriverRecord(r); err != nil {
+		return err
+	}
+	// Ports that lead to it lead elsewhere before its slot is another's.
+	moved := ep.Gateway
+	switch {
+	case onlyIPv6(&c, ep):
+		err = o.narrow(&c)
+	case gatewayEndpoint(&c, true) == ep || moved:
+		moved, err = true, o.closePorts(&c)
+	}
+	if err != nil {
+		return err
 	}
 	if err := o.lowerEndpoint(&c, n, ep); err != nil {
 		return err
 	}
 	delete(c.Endpoints, n.ID)
+	if moved {
+		if err := o.settleDriverPorts(&c, gatewayEndpoint(&c, false)); err != nil {
+			return err
+		}
+	}
 	return o.putContainer(&c)
 }
 

@@ -133,7 +133,8 @@ type Container struct {
 
 // Endpoint is a container's attachment to one network.
 type Endpoint struct {
-	Slot      uint32       `json:"slot"` // index in the endpoints map, 1..16383; 0: down
+	ID        string       `json:"id,omitempty"` // that an engine whose driver we are has for it
+	Slot      uint32       `json:"slot"`         // index in the endpoints map, 1..16383; 0: down
 	Network   string       `json:"network"`
 	Container string       `json:"container"`
 	HostIf    string       `json:"hostInterface"`

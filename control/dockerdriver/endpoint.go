@@ -13,7 +13,8 @@ import (
 const (
 	keyExposed = "com.docker.network.endpoint.exposedports"
 	keyPorts   = "com.docker.network.portmap"
-	keyName    = "bpfnet.name" // --network name=NET,driver-opt=bpfnet.name=NAME
+	keyNoIPv6  = "com.docker.network.driver.private.no_proxy_6to4" // Engine 28: true if IPv6 has another gateway
+	keyName    = "bpfnet.name"                                     // --network name=NET,driver-opt=bpfnet.name=NAME
 )
 
 // devicePrefix is how devices are called in containers.

@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bpfnet/bpfnet/control"
 )
 
 // transportPort is an exposed port.
@@ -34,7 +36,11 @@ func (s *server) publish(r *endpointRequest) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return empty{}, s.m.SetDriverPorts(driver, r.NetworkID, r.EndpointID, specs)
+	p := control.DriverPorts{Specs: specs}
+	if err := r.Options.read(keyNoIPv6, &p.IPv4); err != nil {
+		return nil, err
+	}
+	return empty{}, s.m.SetDriverPorts(driver, r.NetworkID, r.EndpointID, p)
 }
 
 func (s *server) unpublish(r *endpointRequest) (any, error) {
