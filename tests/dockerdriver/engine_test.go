@@ -13,9 +13,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -176,20 +179,52 @@ func (e *engine) killEngine() {
 	})
 }
 
-// end takes the Engine and its containers away; the lab looks for what is left.
+// end takes the Engine and its containers away, also those of one that has failed; the lab
+// looks for what is left.
 func (e *engine) end() {
-	if ids := strings.Fields(e.docker("ps", "-aq")); len(ids) > 0 {
-		e.docker(append([]string{"rm", "-f"}, ids...)...)
+	if ids, err := e.tryDocker("ps", "-aq"); err == nil && ids != "" {
+		if _, err := e.tryDocker(append([]string{"rm", "-f"}, strings.Fields(ids)...)...); err != nil {
+			e.t.Error(err)
+		}
 	}
 	if e.t.Failed() {
 		e.t.Logf("dockerd: %s", tail(e.process.Stderr()))
 		e.t.Logf("bpfnet: %s", tail(e.daemon.Stderr()))
 	}
-	e.stopEngine()
+	_ = e.process.Signal(unix.SIGTERM) // it may have ended
+	if err := e.process.Wait(wait); err != nil && !e.t.Failed() {
+		e.t.Errorf("dockerd: %v: %s", err, tail(e.process.Stderr()))
+	}
 	dirs, _ := filepath.Glob("/sys/fs/cgroup/*/" + e.cgroup())
 	for _, d := range dirs {
-		if err := unix.Rmdir(d); err != nil {
-			e.t.Errorf("cgroup %s: %v", d, err)
+		var inner []string
+		_ = filepath.WalkDir(d, func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				inner = append(inner, path)
+				killAll(path)
+			}
+			return nil
+		})
+		for _, path := range slices.Backward(inner) {
+			var err error
+			for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+				if err = unix.Rmdir(path); err != unix.EBUSY { // until its processes are gone
+					break
+				}
+			}
+			if err != nil {
+				e.t.Errorf("cgroup %s: %v", path, err)
+			}
+		}
+	}
+}
+
+// killAll ends, by number, what an Engine that has failed has left in a cgroup.
+func killAll(cgroup string) {
+	data, _ := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
+	for _, f := range strings.Fields(string(data)) {
+		if pid, err := strconv.Atoi(f); err == nil && pid > 0 {
+			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 	}
 }
