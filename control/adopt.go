@@ -66,7 +66,7 @@ type AdoptedContainer struct {
 	ID        string // 64 hex digits
 	Name      string
 	Hostname  string
-	Netns     string // path
+	Netns     string // path; "" of one that is only being started: its ports are published, and lead nowhere
 	PID       int    // of a process whose end is the container's; 0: the namespace's end is
 	Created   time.Time
 	Started   time.Time

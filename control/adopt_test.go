@@ -416,3 +416,43 @@ func TestAdoptIPTables(t *testing.T) {
 	require.ErrorContains(t, err, "bpfnet init --datapath bpf")
 	require.NotContains(t, err.Error(), "\n")
 }
+
+// One that is only being started holds its ports back from leading anywhere; with its
+// namespace they lead there.
+func TestAdoptExpected(t *testing.T) {
+	e := newEngine(t)
+	e.adopt(true)
+	web, _ := e.run("web", 2, port(8080, 80))
+	expected := web
+	expected.Netns, expected.Endpoints = "", nil
+	e.adopt(false, expected)
+	pubs := func() (n int) {
+		_, err := e.m.view(func(o *op) error {
+			t, err := o.tables()
+			require.NoError(e.t, err)
+			list, err := t.Ports.List()
+			n = len(list)
+			return err
+		})
+		require.NoError(t, err)
+		return n
+	}
+	require.Equal(t, 1, pubs())
+	require.Zero(t, e.leadsTo(8080))
+	list, err := e.m.Containers()
+	require.NoError(t, err)
+	require.Equal(t, StateExited, list[0].State, "it does not run")
+	e.adopt(false, web)
+	c, err := e.m.Container("web")
+	require.NoError(t, err)
+	require.Equal(t, c.Endpoints[e.network.ID].Slot, e.leadsTo(8080))
+	e.adopt(false, expected)
+	require.Equal(t, c.Endpoints[e.network.ID].Slot, e.leadsTo(8080), "it runs already")
+
+	_, err = e.m.Adopt(Adopted{Engine: "docker", Gone: []string{web.ID}})
+	require.NoError(t, err)
+	e.adopt(false, expected)
+	_, err = e.m.Reconcile()
+	require.NoError(t, err)
+	require.Zero(t, pubs(), "reconcile knows of no start")
+}

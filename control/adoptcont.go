@@ -51,6 +51,12 @@ func (o *op) adoptContainer(a *Adopted, want *AdoptedContainer) error {
 	if had && old.Engine != a.Engine {
 		return conflict("another container has its ID")
 	}
+	if want.Netns == "" {
+		if had {
+			return nil
+		}
+		return o.expectContainer(a, want)
+	}
 	ns, err := netns.Open(want.Netns)
 	if err != nil {
 		return err
@@ -63,7 +69,7 @@ func (o *op) adoptContainer(a *Adopted, want *AdoptedContainer) error {
 	if err != nil {
 		return err
 	}
-	if had && (old.Cookie != cookie || old.NetnsID != ns.ID()) {
+	if had && old.Netns != "" && (old.Cookie != cookie || old.NetnsID != ns.ID()) {
 		if err := o.finish(&old); err != nil { // it was started anew
 			return err
 		}
@@ -113,6 +119,24 @@ func (o *op) adoptContainer(a *Adopted, want *AdoptedContainer) error {
 		}
 		o.problems, o.recorded[line] = append(o.problems, line), true
 	}
+	return o.putContainer(c)
+}
+
+// expectContainer publishes the ports of a container that is being started: until it is
+// there they lead nowhere, instead of into the sockets by which its engine holds them.
+func (o *op) expectContainer(a *Adopted, want *AdoptedContainer) error {
+	name, err := o.engineName(bucketNames, a.Engine, want.Name, want.ID)
+	if err != nil {
+		return err
+	}
+	c := &Container{ID: want.ID, Engine: a.Engine, Name: name, Mode: ModeNetwork, Attached: true, AutoRemove: true, Held: a.Held, State: StateCreated, Created: want.Created}
+	if err := store.Put(o.tx, bucketNames, c.Name, c.ID); err != nil {
+		return err
+	}
+	if err := o.adoptPorts(c, want); err != nil {
+		return errors.Join(err, o.finish(c))
+	}
+	c.Problems = nil // it is the container's start that counts
 	return o.putContainer(c)
 }
 

@@ -125,7 +125,8 @@ func (o *op) adoptPorts(c *Container, want *AdoptedContainer) error {
 		return err
 	}
 	server4, server6 := gatewayEndpoint(c, false), gatewayEndpoint(c, true)
-	list, problems := openings(want.Ports, server4 != nil, server6 != nil)
+	expected := c.Netns == "" // then its addresses are not known yet
+	list, problems := openings(want.Ports, expected || server4 != nil, expected || server6 != nil)
 	c.Problems = append(c.Problems, problems...)
 
 	kept := make(map[string]door)

@@ -177,6 +177,9 @@ func (o *op) settleContainers(all []*Container) ([]*Container, error) {
 		if c.Attached {
 			what = "its namespace is gone"
 		}
+		if c.Attached && c.Netns == "" {
+			what = "it has not started yet"
+		}
 		o.did("container %s: exited, %s", c.Name, what)
 		if err := o.finish(c); err != nil {
 			return nil, fmt.Errorf("container %s: %w", c.Name, err)

@@ -34,6 +34,12 @@ func (f *follower) await(ctx context.Context, network, id string) error {
 	if !f.bridges[network] {
 		return nil
 	}
+	if f.awaited[id] == nil {
+		f.awaited[id] = &awaited{found: true} // until it is known whose cable to look for
+		if err := f.expect(id, network); err != nil {
+			return err
+		}
+	}
 	n, err := f.api.NetworkInspect(ctx, network, client.NetworkInspectOptions{})
 	if err != nil {
 		return nil // it is gone again, or will be found otherwise
@@ -43,13 +49,41 @@ func (f *follower) await(ctx context.Context, network, id string) error {
 		return nil
 	}
 	c := f.awaited[id]
-	if c == nil {
-		c = &awaited{}
-		f.awaited[id] = c
-	}
 	c.ID, c.Name, c.found = id, made.Name, false
+	if !f.bound[network] {
+		c.Ports = f.fixed[id].Ports
+	}
 	ep := control.AdoptedEndpoint{Network: network, MAC: net.HardwareAddr(made.MacAddress).String(), IPv4: made.IPv4Address, IPv6: made.IPv6Address}
 	c.Endpoints = append(slices.DeleteFunc(c.Endpoints, func(x control.AdoptedEndpoint) bool { return x.Network == network }), ep)
+	return nil
+}
+
+// learn asks for a container that was just made. If it is being started already, the answer
+// comes when that is done: nobody waits for it.
+func (f *follower) learn(ctx context.Context, id string) {
+	go func() {
+		c, err := f.inspect(ctx, id)
+		if err != nil || c == nil {
+			return
+		}
+		select {
+		case f.learned <- fixed(c):
+		case <-ctx.Done():
+		}
+	}()
+}
+
+// expect has the ports of a container closed that the Engine has just bound: a client would
+// be connected to the Engine's own socket, and never be answered.
+func (f *follower) expect(id, network string) error {
+	c := f.fixed[id]
+	if len(c.Ports) == 0 || f.bound[network] {
+		return nil
+	}
+	_, err := f.m.Adopt(asked(control.Adopted{Containers: []control.AdoptedContainer{c}}))
+	if errors.Is(err, control.ErrNotSetUp) {
+		return err
+	}
 	return nil
 }
 

@@ -57,7 +57,7 @@ func Follow(ctx context.Context, m *control.Manager, o Options) error {
 	if o.Log == nil {
 		o.Log = func(string) {}
 	}
-	f := &follower{m: m, o: o}
+	f := &follower{m: m, o: o, learned: make(chan control.AdoptedContainer)}
 	for wait := retryMin; ; wait = min(2*wait, retryMax) {
 		lived, err := f.session(ctx)
 		if ctx.Err() != nil {
@@ -87,8 +87,11 @@ type follower struct {
 	links   map[string]map[string]bool // clients by target, by IDs: a target's next start is theirs too
 	running map[string]bool            // containers that have been adopted since they started
 	awaited map[string]*awaited
-	shut    map[int]bool // see control.Manager.ShutPorts
-	last    string       // error, which is said once
+	fixed   map[string]control.AdoptedContainer // all, by ID, with what is known of them before they start
+	learned chan control.AdoptedContainer       // for fixed
+	bound   map[string]bool                     // networks that have a binding address of their own
+	shut    map[int]bool                        // see control.Manager.ShutPorts
+	last    string                              // error, which is said once
 
 	failures int       // looks that could not do everything, since the last one at everything that could
 	due      time.Time // then everything is looked at again, if there were failures
@@ -136,6 +139,7 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 		case err := <-stream.Err:
 			return true, err
 		case e := <-stream.Messages:
+			f.takeLearned()
 			news := f.newNews()
 			news.add(&e)
 			for more := true; more; { // what has come meanwhile
@@ -149,16 +153,27 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 			if err := f.follow(ctx, news); err != nil {
 				return true, err
 			}
+		case c := <-f.learned:
+			f.fixed[c.ID] = c
 		case <-cables.Done():
 			return true, cables.Err()
 		case <-cables.Notice():
 			cables.Take()
-			if err := f.m.ShutPorts(Name, f.shut); err != nil {
-				return true, err
-			}
 			if err := f.seek(ctx); err != nil {
 				return true, err
 			}
+		}
+	}
+}
+
+// takeLearned takes what has been learned by now: an event may be about it.
+func (f *follower) takeLearned() {
+	for {
+		select {
+		case c := <-f.learned:
+			f.fixed[c.ID] = c
+		default:
+			return
 		}
 	}
 }
@@ -181,6 +196,8 @@ type news struct {
 	gone       []string        // networks
 	networks   bool            // there may be another one
 	joined     []joined        // by containers that do not run yet
+	made       []string        // containers that were created
+	destroyed  []string
 	running    map[string]bool
 }
 
@@ -194,7 +211,12 @@ func (n *news) add(e *events.Message) {
 	switch e.Type {
 	case events.ContainerEventType:
 		switch e.Action {
-		case events.ActionDie, events.ActionDestroy:
+		case events.ActionCreate:
+			n.made = append(n.made, e.Actor.ID)
+		case events.ActionDestroy:
+			n.containers[e.Actor.ID] = true
+			n.destroyed = append(n.destroyed, e.Actor.ID)
+		case events.ActionDie:
 			n.containers[e.Actor.ID] = true
 		case events.ActionStart, events.ActionRename, events.ActionUpdate:
 			n.containers[e.Actor.ID] = false

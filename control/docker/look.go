@@ -24,8 +24,9 @@ func (f *follower) everything(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	f.fixed = make(map[string]control.AdoptedContainer)
 	ask, cancel := context.WithTimeout(ctx, askFor)
-	list, err := f.api.ContainerList(ask, client.ContainerListOptions{})
+	list, err := f.api.ContainerList(ask, client.ContainerListOptions{All: true})
 	cancel()
 	if err != nil {
 		return err
@@ -46,6 +47,12 @@ func (f *follower) everything(ctx context.Context) error {
 
 // follow looks at what the events are about.
 func (f *follower) follow(ctx context.Context, n *news) error {
+	for _, id := range n.made {
+		f.learn(ctx, id)
+	}
+	for _, id := range n.destroyed {
+		delete(f.fixed, id)
+	}
 	a := control.Adopted{Gone: n.gone}
 	if n.networks {
 		problems, err := f.networks(ctx, &a)
@@ -79,14 +86,28 @@ func (f *follower) follow(ctx context.Context, n *news) error {
 			return err
 		}
 	}
+	return f.join(ctx, n)
+}
+
+// join awaits the containers that are being started.
+func (f *follower) join(ctx context.Context, n *news) error {
+	started := false
 	for _, j := range n.joined {
-		if _, looked := n.containers[j.container]; !looked {
-			if err := f.await(ctx, j.network, j.container); err != nil {
-				return err
-			}
+		if _, looked := n.containers[j.container]; looked {
+			continue
+		}
+		started = true
+		if err := f.await(ctx, j.network, j.container); err != nil {
+			return err
 		}
 	}
-	return nil
+	if !started {
+		return nil
+	}
+	if err := f.m.ShutPorts(Name, f.shut); err != nil {
+		return err
+	}
+	return f.seek(ctx)
 }
 
 // asked is what the Manager is asked, with what is always so of the Engine.
@@ -135,13 +156,14 @@ func (f *follower) networks(ctx context.Context, a *control.Adopted) (problems [
 	if err != nil {
 		return nil, err
 	}
-	f.bridges = make(map[string]bool)
+	f.bridges, f.bound = make(map[string]bool), make(map[string]bool)
 	for i := range list.Items {
 		n, lacks, ok := networkOf(&list.Items[i].Network)
 		if !ok {
 			continue
 		}
 		f.bridges[n.ID] = true
+		f.bound[n.ID] = ownBinding(list.Items[i].Options)
 		a.Networks = append(a.Networks, n)
 		problems = append(problems, lacks...)
 	}
@@ -167,6 +189,7 @@ func (f *follower) container(ctx context.Context, a *control.Adopted, id string)
 		}
 		return t.ID
 	}
+	f.fixed[id] = fixed(c)
 	known, ok := containerOf(c, f.bridges, names)
 	if failed != nil {
 		return failed

@@ -24,6 +24,7 @@ const (
 	optMTU      = "com.docker.network.driver.mtu"
 	optMode4    = "com.docker.network.bridge.gateway_mode_ipv4"
 	optMode6    = "com.docker.network.bridge.gateway_mode_ipv6"
+	optBinding  = "com.docker.network.bridge.host_binding_ipv4"
 	optDefault  = "com.docker.network.bridge.default_bridge"
 	driver      = "bridge"
 	modeNAT     = "nat"
@@ -172,6 +173,37 @@ func endpointsOf(networks map[string]*network.EndpointSettings, bridges map[stri
 		list[i].Gateway = several && list[i].Network == first.NetworkID
 	}
 	return list
+}
+
+// ownBinding says whether a network binds ports to an address of its own.
+func ownBinding(options map[string]string) bool {
+	a := options[optBinding]
+	return a != "" && a != "0.0.0.0"
+}
+
+// fixed is what is known of a container before it starts: the host ports that were asked
+// for by number, on an address or on all.
+func fixed(c *container.InspectResponse) control.AdoptedContainer {
+	a := control.AdoptedContainer{ID: c.ID, Name: strings.TrimPrefix(c.Name, "/"), Created: moment(c.Created)}
+	if c.HostConfig == nil || !c.HostConfig.NetworkMode.IsPrivate() {
+		return a
+	}
+	for p, bindings := range c.HostConfig.PortBindings {
+		for _, b := range bindings {
+			port, err := strconv.ParseUint(b.HostPort, 10, 16)
+			if err != nil || port == 0 {
+				continue // any, or one of a range
+			}
+			addrs := []netip.Addr{b.HostIP}
+			if !b.HostIP.IsValid() {
+				addrs = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+			}
+			for _, ip := range addrs {
+				a.Ports = append(a.Ports, control.AdoptedPort{Proto: string(p.Proto()), HostIP: ip, HostPort: uint16(port), Port: p.Num()})
+			}
+		}
+	}
+	return a
 }
 
 // linksOf reads "/TARGET:/CLIENT/ALIAS".

@@ -81,6 +81,14 @@ func TestForms(t *testing.T) {
 		lab.Unreachable(t, "to a peer with another source", peer("172.17.0.99"), peer(one.v4))
 		e.answers(e.Client, lab.HostIPv4+":8070", "one", lab.ClientIPv4)
 	})
+	t.Run("does not start", func(t *testing.T) {
+		e := e.in(t)
+		_, err := e.Run(e.Host, dockerCLI, "--host", e.socket(), "run", "-d", "--name", "bad", "-p", "8077:80", "box", "/nothing")
+		require.ErrorContains(t, err, "no such file or directory")
+		e.eventually("its port leads nowhere", func() bool { return !e.leads(8077) })
+		require.NotContains(t, e.bpfnet("ps", "-a"), "docker/bad")
+		e.docker("rm", "bad")
+	})
 	t.Run("renamed", func(t *testing.T) {
 		e := e.in(t)
 		e.docker("rename", "two", "zwei")
