@@ -59,14 +59,15 @@ func Follow(ctx context.Context, m *control.Manager, o Options) error {
 	}
 	f := &follower{m: m, o: o, learned: make(chan control.AdoptedContainer)}
 	for wait := retryMin; ; wait = min(2*wait, retryMax) {
-		lived, err := f.session(ctx)
+		begin := time.Now()
+		err := f.session(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if errors.Is(err, control.ErrNotSetUp) {
 			return nil // uninstalled
 		}
-		if lived {
+		if time.Since(begin) > retryMax {
 			wait = retryMin
 		}
 		f.once(fmt.Sprintf("docker %s: %s", o.Host, line(err)))
@@ -97,29 +98,29 @@ type follower struct {
 	due      time.Time // then everything is looked at again, if there were failures
 }
 
-// session follows the Engine while it lives; lived says that it was there.
-func (f *follower) session(ctx context.Context) (lived bool, err error) {
+// session follows the Engine while it lives.
+func (f *follower) session(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	f.api, err = client.New(client.WithHost(f.o.Host))
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer f.api.Close()
 	ping, cancelPing := context.WithTimeout(ctx, askFor)
 	version, err := f.api.Ping(ping, client.PingOptions{NegotiateAPIVersion: true})
 	cancelPing()
 	if err != nil {
-		return false, err
+		return err
 	}
 	// From here on nothing is missed; what changed before is found by the look at everything.
 	stream := f.api.Events(ctx, client.EventsListOptions{Filters: wanted()})
 	if err := f.everything(ctx); err != nil {
-		return false, err
+		return err
 	}
 	cables, err := f.m.WatchDevices(vethRule.MatchString)
 	if err != nil {
-		return true, err
+		return err
 	}
 	defer cables.Close()
 	f.last = ""
@@ -131,13 +132,13 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 		}
 		select {
 		case <-ctx.Done():
-			return true, nil
+			return nil
 		case <-again:
 			if err := f.everything(ctx); err != nil {
-				return true, err
+				return err
 			}
 		case err := <-stream.Err:
-			return true, err
+			return err
 		case e := <-stream.Messages:
 			f.takeLearned()
 			news := f.newNews()
@@ -151,16 +152,16 @@ func (f *follower) session(ctx context.Context) (lived bool, err error) {
 				}
 			}
 			if err := f.follow(ctx, news); err != nil {
-				return true, err
+				return err
 			}
 		case c := <-f.learned:
 			f.fixed[c.ID] = c
 		case <-cables.Done():
-			return true, cables.Err()
+			return cables.Err()
 		case <-cables.Notice():
 			cables.Take()
 			if err := f.seek(ctx); err != nil {
-				return true, err
+				return err
 			}
 		}
 	}

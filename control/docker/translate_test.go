@@ -149,3 +149,26 @@ func FuzzTranslate(f *testing.F) {
 		}
 	})
 }
+
+// What is known before the start: ports by number, on an address or on all.
+func TestFixed(t *testing.T) {
+	any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
+	for name, want := range map[string][]control.AdoptedPort{
+		"made": {{Proto: "tcp", HostIP: any4, HostPort: 1, Port: 1}, {Proto: "tcp", HostIP: any6, HostPort: 1, Port: 1}},
+		"web": {
+			{Proto: "tcp", HostIP: any4, HostPort: 8080, Port: 80}, {Proto: "tcp", HostIP: any6, HostPort: 8080, Port: 80},
+			{Proto: "udp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353, Port: 53},
+		},
+		"hosted": nil,
+		"db":     nil,
+	} {
+		c := read[container.InspectResponse](t, "20.10/"+name+".json")
+		got := fixed(&c)
+		require.ElementsMatch(t, want, got.Ports, name)
+		require.Equal(t, c.ID, got.ID)
+		require.Equal(t, name, got.Name)
+		require.Empty(t, got.Netns)
+	}
+	require.True(t, ownBinding(map[string]string{optBinding: "127.0.0.1"}))
+	require.False(t, ownBinding(map[string]string{optBinding: "0.0.0.0"}))
+}
