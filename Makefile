@@ -31,7 +31,7 @@ test: deps go-found ## everything: unit, datapath, conformance, end to end (root
 	$(GO) test -count=1 -p 1 -timeout 14m ./...
 
 test-engines: engines-deps go-found ## other container engines, the real programs, on our packet path (root)
-	BPFNET_ENGINES=1 $(GO) test -count=1 -p 1 -timeout 10m ./tests/engines ./tests/dockerdriver ./tests/cni ./tests/podman
+	BPFNET_ENGINES=1 $(GO) test -count=1 -p 1 -timeout 10m ./tests/docker ./tests/dockerdriver ./tests/cni ./tests/podman
 
 engines-deps:
 	@NEED="dockerd:docker.io docker-compose:docker-compose podman:podman conmon:conmon runc:runc /usr/lib/cni/host-local:containernetworking-plugins busybox:busybox-static nft:nftables" sh scripts/deps

@@ -86,10 +86,7 @@ func (e *Engine) RunAll(lines ...string) map[string]*Box {
 // Find puts servers into a container that runs.
 func (e *Engine) Find(name string) *Box {
 	e.T.Helper()
-	var list []container.InspectResponse
-	require.NoError(e.T, json.Unmarshal([]byte(e.Docker("inspect", "--type", "container", name)), &list))
-	require.Len(e.T, list, 1)
-	c := list[0]
+	c := e.Inspect(name)
 	b := &Box{Name: name, ID: c.ID}
 	var err error
 	b.NS, err = netns.OfPID(c.State.Pid)
@@ -107,7 +104,23 @@ func (e *Engine) Find(name string) *Box {
 		lab.ServeTCP(e.T, b.NS, name, addr)
 		lab.ServeUDP(e.T, b.NS, name, addr)
 	}
+	if b.V6 != "" {
+		// The Engine leaves duplicate address detection on, in the container and on its own bridges.
+		e.Eventually(name+" and its gateway have their IPv6 addresses", func() bool {
+			_, err := lab.AskTCP(e.Host, "", "["+b.V6+"]:80", "", Soon/8)
+			return err == nil
+		})
+	}
 	return b
+}
+
+// Inspect is what the Engine says of a container.
+func (e *Engine) Inspect(name string) container.InspectResponse {
+	e.T.Helper()
+	var list []container.InspectResponse
+	require.NoError(e.T, json.Unmarshal([]byte(e.Docker("inspect", "--type", "container", name)), &list))
+	require.Len(e.T, list, 1)
+	return list[0]
 }
 
 var asks = map[string]func(*netns.NS, string, string, string, time.Duration) (string, error){"tcp": lab.AskTCP, "udp": lab.AskUDP}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package engines
+package docker
 
 import (
 	"fmt"
@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/bpfnet/bpfnet/control/netns"
+	"github.com/bpfnet/bpfnet/tests/dockerd"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
@@ -26,23 +27,23 @@ type traffic struct {
 }
 
 func (e *engine) traffic(from *netns.NS, to string, n int) *traffic {
-	e.t.Helper()
-	tr := &traffic{t: e.t}
+	e.T.Helper()
+	tr := &traffic{t: e.T}
 	for i := range n {
 		for _, network := range []string{"tcp", "udp"} {
-			c, err := lab.Dial(from, network, "", to, soon)
-			require.NoError(e.t, err)
+			c, err := lab.Dial(from, network, "", to, dockerd.Soon)
+			require.NoError(e.T, err)
 			tr.wg.Go(func() {
 				defer c.Close()
 				for !tr.stop.Load() {
-					if _, err := c.Ask(fmt.Sprint(i), wait); err != nil {
+					if _, err := c.Ask(fmt.Sprint(i), dockerd.Wait); err != nil {
 						tr.mu.Lock()
 						tr.lost = append(tr.lost, network+": "+err.Error())
 						tr.mu.Unlock()
 						return
 					}
 					tr.asked.Add(1)
-					time.Sleep(time.Millisecond) // a pace, not a wait
+					time.Sleep(time.Millisecond) // a pace, not a dockerd.Wait
 				}
 			})
 		}
@@ -54,7 +55,7 @@ func (e *engine) traffic(from *netns.NS, to string, n int) *traffic {
 func (tr *traffic) goesOn() {
 	tr.t.Helper()
 	before := tr.asked.Load()
-	require.Eventually(tr.t, func() bool { return tr.asked.Load() > before+200 }, wait, time.Millisecond)
+	require.Eventually(tr.t, func() bool { return tr.asked.Load() > before+200 }, dockerd.Wait, time.Millisecond)
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	require.Empty(tr.t, tr.lost)
@@ -72,8 +73,8 @@ func (tr *traffic) end() {
 // traffic: no connection is lost where the container lives on.
 func TestRestarts(t *testing.T) {
 	e := newEngine(t, "--live-restore")
-	web := e.run("web", "-p", "8080:80", "-p", "8080:80/udp")
-	e.run("peer")
+	web := e.RunBox("web", "-p", "8080:80", "-p", "8080:80/udp")
+	e.RunBox("peer")
 	e.adopted("web", "peer")
 	to := lab.HostIPv4 + ":8080"
 	outside, inside := e.traffic(e.Client, to, 5), e.traffic(e.Host, "127.0.0.1:8080", 5)
@@ -81,19 +82,19 @@ func TestRestarts(t *testing.T) {
 		t.Helper()
 		outside.goesOn()
 		inside.goesOn()
-		e.answers(e.Client, to, "web", lab.ClientIPv4)
-		e.answers(e.Host, web.v4+":81", "web", "")
+		e.Answers(e.Client, to, "web", lab.ClientIPv4)
+		e.Answers(e.Host, web.V4+":81", "web", "")
 		t.Log(what)
 	}
 	engine := func() {
-		e.stopEngine()
+		e.StopEngine()
 		check("without the Engine")
-		e.startEngine()
-		e.eventually("the Engine knows web", func() bool { return e.docker("port", "web") != "" })
+		e.StartEngine()
+		e.Eventually("the Engine knows web", func() bool { return e.Docker("port", "web") != "" })
 		check("with the Engine again")
 	}
 	daemon := func() {
-		e.stopDaemon()
+		e.StopDaemon()
 		check("without the daemon")
 		e.startDaemon()
 		check("with the daemon again")
@@ -113,50 +114,50 @@ func TestRestarts(t *testing.T) {
 	engine()
 	daemon()
 	flush()
-	e.stopDaemon()
+	e.StopDaemon()
 	engine()
 	flush()
 	e.startDaemon()
 	check("the daemon back after the Engine")
-	e.bpfnet("reconcile")
+	e.Bpfnet("reconcile")
 	check("reconciled")
 	outside.end()
 	inside.end()
 	require.Zero(t, e.counter("bind_refused"), "the Engine binds its ports again")
-	require.Contains(t, e.bpfnet("port", "web"), "0.0.0.0:8080")
+	require.Contains(t, e.Bpfnet("port", "web"), "0.0.0.0:8080")
 }
 
 // What ran before the daemon came is taken over; what ended while it was away is let go.
 func TestTakeOver(t *testing.T) {
 	e := newEngineAlone(t)
-	e.docker("network", "create", "n1")
-	e.run("web", "-p", "8080:80", "-p", "8080:80/udp")
-	e.run("own", "--net", "n1", "-p", "8081:80", "-p", "8081:80/udp")
+	e.Docker("network", "create", "n1")
+	e.RunBox("web", "-p", "8080:80", "-p", "8080:80/udp")
+	e.RunBox("own", "--net", "n1", "-p", "8081:80", "-p", "8081:80/udp")
 	e.startDaemon()
-	e.answers(e.Client, lab.HostIPv4+":8080", "web", lab.ClientIPv4)
-	e.answers(e.Client, lab.HostIPv4+":8081", "own", lab.ClientIPv4)
+	e.Answers(e.Client, lab.HostIPv4+":8080", "web", lab.ClientIPv4)
+	e.Answers(e.Client, lab.HostIPv4+":8081", "own", lab.ClientIPv4)
 
-	e.stopDaemon()
-	e.docker("rm", "-f", "own")
-	e.docker("network", "rm", "n1")
-	e.run("late", "-p", "8082:80", "-p", "8082:80/udp")
+	e.StopDaemon()
+	e.Docker("rm", "-f", "own")
+	e.Docker("network", "rm", "n1")
+	e.RunBox("late", "-p", "8082:80", "-p", "8082:80/udp")
 	e.startDaemon()
-	e.answers(e.Client, lab.HostIPv4+":8082", "late", lab.ClientIPv4)
-	require.NotContains(t, e.bpfnet("network", "ls"), "docker/n1")
-	require.NotContains(t, e.bpfnet("ps"), "docker/own")
+	e.Answers(e.Client, lab.HostIPv4+":8082", "late", lab.ClientIPv4)
+	require.NotContains(t, e.Bpfnet("network", "ls"), "docker/n1")
+	require.NotContains(t, e.Bpfnet("ps"), "docker/own")
 
 	// Without live-restore the Engine ends its containers, and starts none.
-	e.stopEngine()
-	e.startEngine()
-	e.eventually("all let go", func() bool { return e.bpfnet("ps", "-q") == "" })
-	e.docker("rm", "-f", "web")
-	e.docker("rm", "-f", "late")
-	e.docker("run", "-d", "--name", "last", "-p", "8083:80", "box", "sleep", "1000")
+	e.StopEngine()
+	e.StartEngine()
+	e.Eventually("all let go", func() bool { return e.Bpfnet("ps", "-q") == "" })
+	e.Docker("rm", "-f", "web")
+	e.Docker("rm", "-f", "late")
+	e.Docker("run", "-d", "--name", "last", "-p", "8083:80", "box", "sleep", "1000")
 	e.adopted("last")
 
 	// Uninstalled, the daemon ends, and what is the Engine's is as it was.
-	e.bpfnet("uninstall")
-	require.NoError(t, e.daemon.Wait(wait))
+	e.Bpfnet("uninstall")
+	require.NoError(t, e.Daemon.Wait(dockerd.Wait))
 	require.NotNil(t, lab.Link(t, e.Host, "docker0"))
 	_, err := e.Run(e.Host, "ls", e.Root)
 	require.Error(t, err)

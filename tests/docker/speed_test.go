@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package engines
+package docker
 
 import (
 	"context"
@@ -19,13 +19,14 @@ import (
 
 	"github.com/bpfnet/bpfnet/loader"
 	"github.com/bpfnet/bpfnet/maps"
+	"github.com/bpfnet/bpfnet/tests/dockerd"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
 // create makes a container of the image box by the Engine's interface: the client's own
 // time is no part of what is measured. The server in it says its name and whom it sees.
 func (e *engine) create(name string, ports network.PortMap) string {
-	e.t.Helper()
+	e.T.Helper()
 	exposed := make(network.PortSet)
 	for p := range ports {
 		exposed[p] = struct{}{}
@@ -37,7 +38,7 @@ func (e *engine) create(name string, ports network.PortMap) string {
 			Cmd: []string{"httpd", "-f", "-h", "/www"}},
 		HostConfig: &container.HostConfig{PortBindings: ports},
 	})
-	require.NoError(e.t, err)
+	require.NoError(e.T, err)
 	return r.ID
 }
 
@@ -56,15 +57,15 @@ func portMap(pairs ...int) network.PortMap {
 }
 
 func (e *engine) start(id string) {
-	e.t.Helper()
+	e.T.Helper()
 	_, err := e.api.ContainerStart(context.Background(), id, client.ContainerStartOptions{})
-	require.NoError(e.t, err)
+	require.NoError(e.T, err)
 }
 
 func (e *engine) remove(id string) {
-	e.t.Helper()
+	e.T.Helper()
 	_, err := e.api.ContainerRemove(context.Background(), id, client.ContainerRemoveOptions{Force: true})
-	require.NoError(e.t, err)
+	require.NoError(e.T, err)
 }
 
 // greets asks the server of create once, with a new connection.
@@ -88,19 +89,19 @@ func (e *engine) greets(port int, limit time.Duration) (string, error) {
 // firstAnswer connects anew every two milliseconds until somebody is answered, and says when
 // that was: a connection that came too early may hang in the Engine's own socket.
 func (e *engine) firstAnswer(port int, want string) time.Time {
-	e.t.Helper()
+	e.T.Helper()
 	answered := make(chan time.Time, 1)
-	tick, end := time.NewTicker(2*time.Millisecond), time.After(wait)
+	tick, end := time.NewTicker(2*time.Millisecond), time.After(dockerd.Wait)
 	defer tick.Stop()
 	for {
 		select {
 		case at := <-answered:
 			return at
 		case <-end:
-			e.t.Fatalf("port %d: does not answer", port)
+			e.T.Fatalf("port %d: does not answer", port)
 		case <-tick.C:
 			go func() {
-				if line, err := e.greets(port, soon); err == nil && line == want {
+				if line, err := e.greets(port, dockerd.Soon); err == nil && line == want {
 					select {
 					case answered <- time.Now():
 					default:
@@ -132,19 +133,19 @@ func TestAnswersAtOnce(t *testing.T) {
 
 // firstRefusal connects anew every two milliseconds until the port is closed.
 func (e *engine) firstRefusal(port int) time.Time {
-	e.t.Helper()
+	e.T.Helper()
 	refused := make(chan time.Time, 1)
-	tick, end := time.NewTicker(2*time.Millisecond), time.After(wait)
+	tick, end := time.NewTicker(2*time.Millisecond), time.After(dockerd.Wait)
 	defer tick.Stop()
 	for {
 		select {
 		case at := <-refused:
 			return at
 		case <-end:
-			e.t.Fatalf("port %d: is not closed", port)
+			e.T.Fatalf("port %d: is not closed", port)
 		case <-tick.C:
 			go func() {
-				if _, err := e.greets(port, soon); lab.Refused(err) {
+				if _, err := e.greets(port, dockerd.Soon); lab.Refused(err) {
 					select {
 					case refused <- time.Now():
 					default:
@@ -157,19 +158,19 @@ func (e *engine) firstRefusal(port int) time.Time {
 
 // leads says whether a host port leads anywhere, by the programs' own tables.
 func (e *engine) leads(port int) bool {
-	e.t.Helper()
+	e.T.Helper()
 	src, err := loader.OpenMaps(loader.Options{BPFFS: e.BPFFS})
-	require.NoError(e.t, err)
+	require.NoError(e.T, err)
 	defer src.Close()
 	_, taken, err := maps.New(src).Ports.Conflict(maps.Binding{Proto: maps.TCP, Addr: netip.IPv4Unspecified(), First: uint16(port), Count: 1})
-	require.NoError(e.t, err)
+	require.NoError(e.T, err)
 	return taken
 }
 
 // at waits for an event of a container and says when it came.
 func (e *engine) at(id, event string, do func()) time.Time {
-	e.t.Helper()
-	ctx, stop := context.WithTimeout(context.Background(), wait)
+	e.T.Helper()
+	ctx, stop := context.WithTimeout(context.Background(), dockerd.Wait)
 	defer stop()
 	stream := e.api.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.Add("event", event).Add("container", id)})
 	came := make(chan time.Time, 1)
@@ -183,7 +184,7 @@ func (e *engine) at(id, event string, do func()) time.Time {
 	}()
 	do()
 	at, ok := <-came
-	require.True(e.t, ok, event)
+	require.True(e.T, ok, event)
 	return at
 }
 
@@ -219,10 +220,10 @@ func TestManyPorts(t *testing.T) {
 		died := e.at(id, "die", func() { go e.remove(id) })
 		end = e.firstRefusal(last).Sub(died)
 		if answers { // a container that has ended refuses, too: the port has to be nobody's
-			e.eventually("closed", func() bool { return !e.leads(last) })
+			e.Eventually("closed", func() bool { return !e.leads(last) })
 			end = time.Since(died)
 		}
-		e.eventually("removed", func() bool {
+		e.Eventually("removed", func() bool {
 			_, err := e.api.ContainerInspect(context.Background(), id, client.ContainerInspectOptions{})
 			return err != nil
 		})
@@ -254,7 +255,7 @@ func TestNobodyHangs(t *testing.T) {
 	var hung, answered int
 	for i := range 3 {
 		id := e.create(fmt.Sprint("web", i), portMap(8080, 80))
-		e.inspect(id) // docker run asks, too, before it starts what it has made
+		e.Inspect(id) // docker run asks, too, before it starts what it has made
 		results := make(chan string, 4096)
 		stop := make(chan struct{})
 		var asked int
@@ -270,13 +271,13 @@ func TestNobodyHangs(t *testing.T) {
 				case <-tick.C:
 					asked++
 					go func() {
-						c, err := lab.Dial(e.Client, "tcp", "", lab.HostIPv4+":8080", soon)
+						c, err := lab.Dial(e.Client, "tcp", "", lab.HostIPv4+":8080", dockerd.Soon)
 						if err != nil {
 							results <- "refused"
 							return
 						}
 						defer c.Close()
-						_ = c.SetDeadline(time.Now().Add(soon))
+						_ = c.SetDeadline(time.Now().Add(dockerd.Soon))
 						_, _ = io.WriteString(c, "GET /cgi-bin/who HTTP/1.0\r\n\r\n")
 						if out, err := io.ReadAll(c); err == nil && len(out) > 0 {
 							results <- "answered"

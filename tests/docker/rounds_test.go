@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package engines
+package docker
 
 import (
 	"context"
@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,22 +16,23 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/bpfnet/bpfnet/control"
+	"github.com/bpfnet/bpfnet/tests/dockerd"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
 // manager is bpfnet on the engine's host, for what no command shows.
 func (e *engine) manager() *control.Manager {
-	e.t.Helper()
+	e.T.Helper()
 	m, err := control.Open(control.Options{Root: e.Root, BPFFS: e.BPFFS, Netns: e.NetnsPath, Cgroup: e.Cgroup})
-	require.NoError(e.t, err)
+	require.NoError(e.T, err)
 	return m
 }
 
 // has is everything that bpfnet has on the host.
 func (e *engine) has() (list []string) {
-	e.t.Helper()
+	e.T.Helper()
 	s, err := e.manager().Status()
-	require.NoError(e.t, err)
+	require.NoError(e.T, err)
 	for _, h := range s.Hooks {
 		list = append(list, h.Device+" "+h.Program)
 	}
@@ -47,36 +47,20 @@ func (e *engine) has() (list []string) {
 		list = append(list, path)
 		return err
 	})
-	require.NoError(e.t, err)
-	return append(list, e.bpfnet("ps", "-a", "-q"), e.bpfnet("network", "ls", "-q"))
-}
-
-// many runs fn for each of n at once.
-func many(n int, fn func(i int) error) error {
-	errs := make([]error, n)
-	var wg sync.WaitGroup
-	for i := range n {
-		wg.Go(func() { errs[i] = fn(i) })
-	}
-	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	require.NoError(e.T, err)
+	return append(list, e.Bpfnet("ps", "-a", "-q"), e.Bpfnet("network", "ls", "-q"))
 }
 
 // goneAll waits until there is no more than there was before.
 func (e *engine) goneAll(round int, before []string) {
-	e.t.Helper()
+	e.T.Helper()
 	var now []string
-	for end := time.Now().Add(wait); time.Now().Before(end); {
+	for end := time.Now().Add(dockerd.Wait); time.Now().Before(end); {
 		if now = e.has(); slices.Equal(before, now) {
 			return
 		}
 	}
-	require.Equal(e.t, before, now, "round %d: left over", round)
+	require.Equal(e.T, before, now, "round %d: left over", round)
 }
 
 // Twenty containers started at once and ended at once, again and again: the ports are right
@@ -88,8 +72,8 @@ func TestTwentyAtOnce(t *testing.T) {
 		rounds = 50
 	}
 	e := newEngine(t)
-	e.docker("network", "create", "n1")
-	e.says("network docker/n1: adopted")
+	e.Docker("network", "create", "n1")
+	e.Says("network docker/n1: adopted")
 	before := e.has()
 	ids := make([]string, n)
 	for round := range rounds {
@@ -100,7 +84,7 @@ func TestTwentyAtOnce(t *testing.T) {
 				require.NoError(t, err)
 			}
 		}
-		require.NoError(t, many(n, func(i int) error {
+		require.NoError(t, dockerd.Many(n, func(i int) error {
 			_, err := e.api.ContainerStart(context.Background(), ids[i], client.ContainerStartOptions{})
 			return err
 		}))
@@ -110,7 +94,7 @@ func TestTwentyAtOnce(t *testing.T) {
 		list, err := e.manager().Containers()
 		require.NoError(t, err)
 		require.Len(t, list, n)
-		require.NoError(t, many(n, func(i int) error {
+		require.NoError(t, dockerd.Many(n, func(i int) error {
 			_, err := e.api.ContainerRemove(context.Background(), ids[i], client.ContainerRemoveOptions{Force: true})
 			return err
 		}))
@@ -127,7 +111,7 @@ func TestFirstPacket(t *testing.T) {
 	const n = 7
 	arrived := 0
 	for i := range n {
-		out, err := e.Run(e.Host, dockerCLI, "--host", e.socket(), "run", "--name", fmt.Sprint("once", i), "box",
+		out, err := e.Run(e.Host, "/usr/bin/docker", "--host", e.Socket(), "run", "--name", fmt.Sprint("once", i), "box",
 			"sh", "-c", "echo hello | nc -w 1 "+lab.ClientIPv4+" 9000")
 		if err != nil {
 			t.Log(err)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package engines
+package docker
 
 import (
 	"os"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/bpfnet/bpfnet/tests/dockerd"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
@@ -46,26 +47,26 @@ networks:
 func TestCompose(t *testing.T) {
 	e := newEngine(t)
 	before := e.has()
-	file := filepath.Join(e.dir, "docker-compose.yml")
+	file := filepath.Join(e.Dir, "docker-compose.yml")
 	require.NoError(t, os.WriteFile(file, []byte(composeFile), 0o600))
 	compose := func(args ...string) string {
 		t.Helper()
-		cmd := e.Command("docker-compose", append([]string{"--host", e.socket(), "-p", "app", "-f", file}, args...)...)
+		cmd := e.Command("docker-compose", append([]string{"--host", e.Socket(), "-p", "app", "-f", file}, args...)...)
 		p, err := e.StartCommand(e.Host, cmd)
 		require.NoError(t, err)
-		require.NoError(t, p.Wait(wait), p.Stderr())
+		require.NoError(t, p.Wait(dockerd.Wait), p.Stderr())
 		return p.Stdout()
 	}
 	get := func(container, to string) (string, error) {
 		line := `printf 'GET /cgi-bin/who HTTP/1.0\r\n\r\n' | nc -w 1 ` + to
-		return e.Run(e.Host, dockerCLI, "--host", e.socket(), "exec", container, "sh", "-c", line)
+		return e.Run(e.Host, "/usr/bin/docker", "--host", e.Socket(), "exec", container, "sh", "-c", line)
 	}
 	compose("up", "-d", "--no-color")
 	e.firstAnswer(8080, "web [::ffff:"+lab.ClientIPv4+"]")
 	require.Contains(t, compose("port", "web", "80"), ":808")
 	for _, name := range []string{"web", "www"} {
 		// A static busybox looks names up by nslookup alone.
-		found := strings.Fields(e.docker("exec", "app_peer_1", "nslookup", "-type=a", name, "127.0.0.11"))
+		found := strings.Fields(e.Docker("exec", "app_peer_1", "nslookup", "-type=a", name, "127.0.0.11"))
 		out, err := get("app_peer_1", found[len(found)-1]+" 80")
 		require.NoError(t, err)
 		require.Contains(t, out, "web [::ffff:")
