@@ -16,8 +16,9 @@ import (
 
 // While the Engine starts a container it does not say where that is: to ask for the
 // container waits until it has started. But it says which endpoints it has made, and the
-// host shows the cable: nothing passes it until it is known whose it is. So a container is known by the time that its process runs, and the
-// first packet that it sends finds its way; its ports follow with the event of its start.
+// host shows the cable: nothing passes it until it is known whose it is. So a container is
+// known by the time that its process runs, and the first packet that it sends finds its
+// way; its ports follow with the event of its start.
 
 var vethRule = regexp.MustCompile(veths)
 

@@ -86,7 +86,7 @@ type follower struct {
 
 	bridges map[string]bool            // IDs of the networks that are carried
 	links   map[string]map[string]bool // clients by target, by IDs: a target's next start is theirs too
-	running map[string]bool            // containers that have been adopted since they started
+	running map[string]bool            // containers that were seen to run since they started
 	awaited map[string]*awaited
 	fixed   map[string]control.AdoptedContainer // all, by ID, with what is known of them before they start
 	learned chan control.AdoptedContainer       // for fixed

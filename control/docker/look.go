@@ -190,6 +190,10 @@ func (f *follower) container(ctx context.Context, a *control.Adopted, id string)
 		return t.ID
 	}
 	f.fixed[id] = fixed(c)
+	// One that runs on networks of other drivers only may be put on one of ours.
+	if c.State != nil && c.State.Running {
+		f.running[id] = true
+	}
 	known, ok := containerOf(c, f.bridges, names)
 	if failed != nil {
 		return failed
@@ -205,7 +209,6 @@ func (f *follower) container(ctx context.Context, a *control.Adopted, id string)
 		f.links[l.Target][id] = true
 	}
 	a.Containers = append(a.Containers, known)
-	f.running[id] = true
 	return nil
 }
 

@@ -27,6 +27,7 @@ import (
 	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/tests/lab"
+	"github.com/bpfnet/bpfnet/tests/needs"
 )
 
 const (
@@ -53,6 +54,7 @@ type runtime struct {
 
 func newRuntime(t testing.TB, opts ...lab.Option) *runtime {
 	t.Helper()
+	needs.Engines(t)
 	r := &runtime{Lab: lab.New(t, opts...), t: t}
 	m, err := control.Open(control.Options{Root: r.Root, BPFFS: r.BPFFS, Netns: r.NetnsPath, Cgroup: r.Cgroup, Datapath: datapath()})
 	require.NoError(t, err)
@@ -79,10 +81,7 @@ func upstream(t testing.TB) string {
 			return dir
 		}
 	}
-	if os.Getenv("BPFNET_ENGINES") != "" {
-		t.Fatal("host-local: not in /usr/lib/cni or /opt/cni/bin")
-	}
-	t.Skip("containernetworking-plugins are not installed: make test-engines does that")
+	t.Fatal("host-local: not in /usr/lib/cni or /opt/cni/bin")
 	return ""
 }
 

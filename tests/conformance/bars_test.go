@@ -154,7 +154,7 @@ func TestBarContainers(t *testing.T) {
 	c := newCast(t)
 	_, err := c.m.CreateNetwork(control.NetworkOptions{Name: "big", IPv6: true})
 	require.NoError(t, err)
-	n := times(1000, 300)
+	n := times(1000, 200)
 	list := make([]time.Duration, n)
 	for i := range list {
 		name := fmt.Sprint("srv", i+1)

@@ -94,7 +94,7 @@ func upgrades(t *testing.T, kind string) {
 	udp, tcp := c.upgradeTalks("udp", s, p), c.upgradeTalks("tcp", s, p)
 	fresh := []*dialogue{c.calling("tcp", c.Client, at(lab.HostIPv4, 8080), "srv"), c.calling("udp", s.ns, at(lab.ClientIPv6, 9000), "X")}
 	before := c.drops("")
-	for i := range times(500, 10) {
+	for i := range times(500, 6) {
 		out := c.upgraded([]string{other, this}[i%2])
 		require.NotContains(t, out, "tables")
 		unharmed(slices.Concat(udp, tcp, fresh)...)
@@ -119,7 +119,7 @@ func upgrades(t *testing.T, kind string) {
 		require.GreaterOrEqual(t, at, 0, "%s: no flow has %d packets: %v", udp[i].what, n, got)
 		got = slices.Delete(got, at, at+1)
 	}
-	t.Logf("%s: %d upgrades under %d conversations, %d datagrams each seen once", kind, times(500, 10), len(udp)+len(tcp)+len(fresh), sum(want))
+	t.Logf("%s: %d upgrades under %d conversations, %d datagrams each seen once", kind, times(500, 6), len(udp)+len(tcp)+len(fresh), sum(want))
 }
 
 func sum(list []uint64) (n uint64) {
@@ -169,7 +169,7 @@ func changedLayout(t *testing.T) {
 		}, func() error { return nil }))
 	}
 	var slowest time.Duration
-	for range times(20, 3) {
+	for range times(20, 2) {
 		for _, path := range []string{other, this} {
 			start := time.Now()
 			out := c.upgraded(path)
@@ -193,7 +193,7 @@ func changedLayout(t *testing.T) {
 	require.Equal(t, 200, alive(idle), "idle connections")
 	require.Empty(t, c.must("reconcile"), "once more for nothing")
 	require.Empty(t, difference(before, inventory()), "there and back")
-	t.Logf("flows carried over %d times, at most %v", times(40, 6), slowest.Round(time.Millisecond))
+	t.Logf("flows carried over %d times, at most %v", times(40, 4), slowest.Round(time.Millisecond))
 }
 
 // killedUpgrade: reconcile is killed at any step of a change of layout, and run again.
@@ -206,7 +206,7 @@ func killedUpgrade(t *testing.T) {
 	start := time.Now()
 	c.upgraded(other)
 	took := time.Since(start)
-	n, finished := times(100, 12), 0
+	n, finished := times(100, 8), 0
 	for i := range n {
 		path := []string{this, other}[i%2]
 		p := c.Start(t, c.Host, path, "reconcile")

@@ -53,7 +53,7 @@ func TestG3(t *testing.T) {
 	c.must(run()...) // makes the directories that stay
 	c.must("rm", "-f", "job")
 	base := c.litter(ns)
-	points := times(200, 21)
+	points := times(200, 15)
 	type clean struct {
 		before, after []string
 		took          time.Duration

@@ -131,6 +131,16 @@ func TestNetworks(t *testing.T) {
 		e.Silent(client.NS, db.V4+":81", client.NS, db.V4+":80")
 		e.Bpfnet("init", "--icc=true", "--ip-masq=true")
 	})
+	t.Run("another driver's", func(t *testing.T) {
+		e := e.in(t)
+		e.Docker("network", "create", "-d", "macvlan", "-o", "parent=eth0", "mac")
+		e.RunBox("xx", "--net", "mac")
+		e.Docker("network", "connect", "n1", "xx") // while it runs
+		e.adopted("xx")
+		at := e.Inspect("xx").NetworkSettings.Networks["n1"].IPAddress.String() + ":80"
+		e.Answers(p.NS, at, "xx", p.V4)
+		e.Silent(o.NS, at, p.NS, at)
+	})
 	t.Run("netfilter", func(t *testing.T) {
 		e := e.in(t)
 		require.Empty(t, e.rules())

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bpfnet/bpfnet/tests/lab"
+	"github.com/bpfnet/bpfnet/tests/needs"
 )
 
 // Wait is for what has to come, however busy the machine is; Soon for an answer.
@@ -55,9 +56,7 @@ type Engine struct {
 // make test-engines runs it.
 func New(t testing.TB, flags ...string) *Engine {
 	t.Helper()
-	if os.Getenv("BPFNET_ENGINES") == "" {
-		t.Skip("make test-engines runs it")
-	}
+	needs.Engines(t)
 	for _, p := range []string{server, cli, busybox} {
 		_, err := os.Stat(p)
 		require.NoError(t, err)

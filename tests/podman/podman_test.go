@@ -28,6 +28,7 @@ import (
 	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/tests/lab"
+	"github.com/bpfnet/bpfnet/tests/needs"
 )
 
 const (
@@ -47,17 +48,14 @@ type engine struct {
 	parent  string // cgroup of the containers
 }
 
-// installed ends the test where podman is not installed; make test-engines installs it.
+// installed makes sure of the real programs.
 func installed(t testing.TB) {
 	t.Helper()
+	needs.Engines(t)
 	for _, name := range []string{"podman", "conmon", "runc", "busybox"} {
-		if _, err := exec.LookPath(name); err == nil {
-			continue
+		if _, err := exec.LookPath(name); err != nil {
+			t.Fatal(err)
 		}
-		if os.Getenv("BPFNET_ENGINES") != "" {
-			t.Fatalf("%s: not installed", name)
-		}
-		t.Skipf("%s is not installed: make test-engines does that", name)
 	}
 }
 
