@@ -21,7 +21,7 @@ func cniCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "cni",
 		Short: "Serve a container runtime as its CNI plugin",
-		Long: `Serve one call by a container runtime (podman, containerd, CRI-O, cnitool), as the
+		Long: `Serve one call by a container runtime (podman and cnitool are tried), as the
 specification of CNI has it, 0.3.1 to 1.1: bridge, port maps, firewall and masquerade in
 one plugin. The call is in the environment (CNI_COMMAND and its like), the network's
 configuration on standard input.
