@@ -11,7 +11,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance differences soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean test-engines engines-deps
+.PHONY: help all build demo test test-all packages unit generate fmt vet lint fresh deps conformance differences soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean test-engines engines-deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,11 +27,23 @@ build: go-found ## the binary, ./bpfnet
 demo: build ## the main job, explained line by line; leaves nothing behind
 	./bpfnet demo
 
+# Most tests wait most of the time, for the kernel or for what must not come: some run
+# at once. Those that measure time run after them, alone.
+AT_ONCE = -p 2 -parallel 3 -skip '$(TIMED)'
+TIMED = ^Test(Bar|Cost|E4Rate|AnswersAtOnce|ManyPorts)
+ENGINES = ./tests/docker ./tests/dockerdriver ./tests/cni ./tests/podman
+
 test: deps go-found ## everything: unit, datapath, conformance, end to end (root)
-	$(GO) test -count=1 -p 1 -timeout 14m ./...
+	$(GO) test -count=1 $(AT_ONCE) -timeout 14m ./...
+	$(GO) test -count=1 -p 1 -run '$(TIMED)' ./tests/conformance
 
 test-engines: engines-deps go-found ## other container engines, the real programs, on our packet path (root)
-	BPFNET_ENGINES=1 $(GO) test -count=1 -p 1 -timeout 10m ./tests/docker ./tests/dockerdriver ./tests/cni ./tests/podman
+	BPFNET_ENGINES=1 $(GO) test -count=1 $(AT_ONCE) -timeout 10m $(ENGINES)
+	BPFNET_ENGINES=1 $(GO) test -count=1 -p 1 -run '$(TIMED)' $(ENGINES)
+
+test-all: deps engines-deps go-found ## both of them
+	BPFNET_ENGINES=1 $(GO) test -count=1 $(AT_ONCE) -timeout 14m ./...
+	BPFNET_ENGINES=1 $(GO) test -count=1 -p 1 -run '$(TIMED)' ./tests/conformance $(ENGINES)
 
 engines-deps:
 	@NEED="dockerd:docker.io docker-compose:docker-compose podman:podman conmon:conmon runc:runc /usr/lib/cni/host-local:containernetworking-plugins busybox:busybox-static nft:nftables" sh scripts/deps
@@ -56,6 +68,11 @@ lint: go-found vet ## vet, staticcheck, gofmt
 
 fresh: generate ## the committed objects are what the C gives
 	@git diff --exit-code --stat -- loader/bpf_bpfel.go loader/bpf_bpfel.o || { echo "generated code is stale: run make generate" >&2; exit 1; }
+
+packages: ## all that anything here needs, installed: for CI
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory engines-deps
+	@$(MAKE) --no-print-directory vm-deps
 
 deps: ## what the tests need, from Debian's or Ubuntu's packages
 	@sh scripts/deps
