@@ -11,7 +11,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test test-all packages unit generate fmt vet lint fresh deps conformance differences soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean test-engines engines-deps
+.PHONY: help all build demo test tests-at-once tests-timed unit generate fmt vet lint fresh deps conformance differences docker-rows soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean test-engines engines-at-once engines-timed engines-rows engines-deps packages
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,21 +29,34 @@ demo: build ## the main job, explained line by line; leaves nothing behind
 
 # Most tests wait most of the time, for the kernel or for what must not come: some run
 # at once. Those that measure time run after them, alone.
-AT_ONCE = -p 2 -parallel 3 -skip '$(TIMED)'
 TIMED = ^Test(Bar|Cost|E4Rate|AnswersAtOnce|ManyPorts)
+AT_ONCE = $(GO) test -count=1 -p 2 -parallel 3 -timeout 14m -skip '$(TIMED)'
+ALONE = $(GO) test -count=1 -p 1 -timeout 14m -run '$(TIMED)'
 ENGINES = ./tests/docker ./tests/dockerdriver ./tests/cni ./tests/podman
 
 test: deps go-found ## everything: unit, datapath, conformance, end to end (root)
-	$(GO) test -count=1 $(AT_ONCE) -timeout 14m ./...
-	$(GO) test -count=1 -p 1 -run '$(TIMED)' ./tests/conformance
+	@$(MAKE) --no-print-directory tests-at-once
+	@$(MAKE) --no-print-directory tests-timed
+
+tests-at-once: go-found
+	$(AT_ONCE) ./...
+
+tests-timed: go-found
+	$(ALONE) ./tests/conformance
 
 test-engines: engines-deps go-found ## other container engines, the real programs, on our packet path (root)
-	BPFNET_ENGINES=1 $(GO) test -count=1 $(AT_ONCE) -timeout 10m $(ENGINES)
-	BPFNET_ENGINES=1 $(GO) test -count=1 -p 1 -run '$(TIMED)' $(ENGINES)
+	@$(MAKE) --no-print-directory engines-at-once
+	@$(MAKE) --no-print-directory engines-rows
+	@$(MAKE) --no-print-directory engines-timed
 
-test-all: deps engines-deps go-found ## both of them
-	BPFNET_ENGINES=1 $(GO) test -count=1 $(AT_ONCE) -timeout 14m ./...
-	BPFNET_ENGINES=1 $(GO) test -count=1 -p 1 -run '$(TIMED)' ./tests/conformance $(ENGINES)
+engines-at-once: go-found
+	BPFNET_ENGINES=1 $(AT_ONCE) $(ENGINES)
+
+engines-timed: go-found
+	BPFNET_ENGINES=1 $(ALONE) $(ENGINES)
+
+engines-rows: go-found
+	$(GO) run ./tests/conformance/run -cast docker
 
 engines-deps:
 	@NEED="dockerd:docker.io docker-compose:docker-compose podman:podman conmon:conmon runc:runc /usr/lib/cni/host-local:containernetworking-plugins busybox:busybox-static nft:nftables" sh scripts/deps
@@ -110,6 +123,9 @@ conformance: deps vm-deps go-found ## every row that is promised; writes docs/co
 
 differences: deps go-found ## the rows on iptables; what fails must be listed; writes docs/differences.md
 	$(GO) run ./tests/conformance/run -datapath iptables docs/differences.md
+
+docker-rows: deps engines-deps go-found ## the rows A to D with Docker's containers; what fails must be listed; writes docs/docker-rows.md
+	$(GO) run ./tests/conformance/run -cast docker docs/docker-rows.md
 
 soak: deps vm-deps go-found ## the same with the counts that are promised; writes docs/soak.md
 	BPFNET_SOAK=1 $(GO) run ./tests/conformance/run docs/soak.md

@@ -15,6 +15,7 @@ func (c *cast) addresses() {
 	c.t.Helper()
 	for _, a := range []string{"203.0.113.7/24", "203.0.113.8/24", "2001:db8:113::7/64", "2001:db8:113::8/64"} {
 		lab.AddAddr(c.t, c.Host, "eth0", a)
+		c.t.Cleanup(func() { lab.DelAddr(c.t, c.Host, "eth0", a) })
 	}
 	_, err := c.m.Reconcile()
 	require.NoError(c.t, err)
@@ -73,9 +74,9 @@ func TestA12(t *testing.T) {
 
 // A13: what is published on one address of three answers on that one only.
 func TestA13(t *testing.T) {
-	c, _, p, _ := mainCast(t)
+	c, s, p, _ := mainCast(t)
 	c.addresses()
-	c.opens("srv", "203.0.113.7:8082:80", "203.0.113.7:8082:80/udp", "[2001:db8:113::7]:8082:80", "[2001:db8:113::7]:8082:80/udp")
+	c.publish(s, "203.0.113.7:8082:80", "203.0.113.7:8082:80/udp", "[2001:db8:113::7]:8082:80", "[2001:db8:113::7]:8082:80/udp")
 	for _, h := range []string{"203.0.113.7", "2001:db8:113::7"} {
 		c.answers(c.Client, at(h, 8082), "srv", "")
 		c.answers(c.Host, at(h, 8082), "srv", "")
@@ -95,15 +96,17 @@ func TestA13(t *testing.T) {
 
 // A14: two containers publish one port on an address each, and each has its own.
 func TestA14(t *testing.T) {
-	c, _, _, _ := mainCast(t)
+	c, s, p, _ := mainCast(t)
 	c.addresses()
-	for name, addrs := range map[string][]string{
-		"srv":  {"127.0.1.2", "203.0.113.7", "[2001:db8:113::7]"},
-		"peer": {"127.0.1.3", "203.0.113.8", "[2001:db8:113::8]"},
+	for a, addrs := range map[*actor][]string{
+		s: {"127.0.1.2", "203.0.113.7", "[2001:db8:113::7]"},
+		p: {"127.0.1.3", "203.0.113.8", "[2001:db8:113::8]"},
 	} {
-		for _, a := range addrs {
-			c.opens(name, a+":8082:80", a+":8082:80/udp")
+		var specs []string
+		for _, addr := range addrs {
+			specs = append(specs, addr+":8082:80", addr+":8082:80/udp")
 		}
+		c.publish(a, specs...)
 	}
 	for to, name := range map[string]string{"127.0.1.2:8082": "srv", "127.0.1.3:8082": "peer"} {
 		c.answers(c.Host, to, name, "10.1.0.1")

@@ -18,13 +18,6 @@ import (
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
-// opens publishes more doors of a running container.
-func (c *cast) opens(name string, specs ...string) {
-	c.t.Helper()
-	_, err := c.m.Publish(name, specs...)
-	require.NoError(c.t, err)
-}
-
 // refused requires that to is closed, as where nobody listens, while beside answers.
 func (c *cast) refused(from *netns.NS, to, beside string) {
 	c.t.Helper()

@@ -22,12 +22,8 @@ import (
 //
 //	X 203.0.113.2 ──► H 127.0.0.1:8081, 127.0.0.2:8080, 127.0.0.1:5300, [::1]:8081 ◄── p 10.1.0.3
 func TestA8(t *testing.T) {
-	c, s, p, _ := mainCast(t)
-	c.opens("srv", "[::1]:8081:80", "[::1]:8081:80/udp")
-	n1, err := c.m.Network("n1")
-	require.NoError(t, err)
-	bridge, err := net.ParseMAC(n1.MAC)
-	require.NoError(t, err)
+	c, s, p, _ := ownCast(t)
+	c.publish(s, "[::1]:8081:80", "[::1]:8081:80/udp")
 	lab.Sysctl(t, c.Host, "ipv4/conf/all/route_localnet", "1")
 	services := []*lab.Server{
 		lab.ServeTCP(t, c.Host, "loopback", "127.0.0.1:5300"), lab.ServeUDP(t, c.Host, "loopback", "127.0.0.1:5300"),
@@ -44,7 +40,7 @@ func TestA8(t *testing.T) {
 		gateway4, beside string
 	}{
 		{"X", c.Client, "eth0", c.X.MAC, c.X.HostMAC, c.X.Addrs[0], c.X.Addrs[1], lab.HostIPv4, lab.HostIPv4, at(lab.HostIPv4, 8080)},
-		{"container", p.ns, c.hostDevice(p), lab.Link(t, p.ns, "eth0").Attrs().HardwareAddr, bridge, p.ip4, p.ip6, "10.1.0.1", "10.1.0.1", "10.1.0.1:8080"},
+		{"container", p.ns, c.hostDevice(p), lab.Link(t, p.ns, "eth0").Attrs().HardwareAddr, c.gateway("n1").mac, p.ip4, p.ip6, "10.1.0.1", "10.1.0.1", "10.1.0.1:8080"},
 	}
 	for _, x := range senders {
 		t.Run("crafted by "+x.name, func(t *testing.T) {

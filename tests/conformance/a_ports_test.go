@@ -9,14 +9,17 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
 // A15: a range leads one to one, and is one door.
 func TestA15(t *testing.T) {
 	c, s, _, _ := mainCast(t)
-	pubs, err := c.m.Publish("srv", "7000-7002:80-82", "7000-7002:80-82/udp")
+	c.publish(s, "7000-7002:80-82", "7000-7002:80-82/udp")
+	pubs, err := c.m.Publications("srv")
 	require.NoError(t, err)
+	pubs = slices.DeleteFunc(pubs, func(p control.Publication) bool { return p.HostPort < 7000 || p.HostPort > 7002 })
 	require.Len(t, pubs, 4, "two protocols on 0.0.0.0 and [::]")
 	rules := make(map[uint32]bool)
 	for _, p := range pubs {
@@ -28,12 +31,7 @@ func TestA15(t *testing.T) {
 	require.Len(t, rules, 2)
 
 	for _, port := range []int{81, 82} {
-		for _, serve := range []func() *lab.Server{
-			func() *lab.Server { return lab.ServeTCP(t, s.ns, at("srv", port), at("", port)) },
-			func() *lab.Server { return lab.ServeUDP(t, s.ns, at("srv", port), at("", port)) },
-		} {
-			serve()
-		}
+		c.serveAs(at("srv", port), s, port)
 	}
 	for port, server := range map[int]string{7000: "srv", 7001: "srv:81", 7002: "srv:82"} {
 		c.answers(c.Client, at(lab.HostIPv4, port), server, lab.ClientIPv4)
@@ -44,7 +42,7 @@ func TestA15(t *testing.T) {
 	for _, port := range []int{6999, 7003} {
 		c.refused(c.Client, at(lab.HostIPv4, port), at(lab.HostIPv4, 7000))
 	}
-	require.NoError(t, c.m.Unpublish("srv", "7000-7002:80-82"))
+	c.unpublish(s, "7000-7002:80-82")
 	for _, port := range []int{7000, 7001, 7002} {
 		_, err := ask(c.Client, "tcp", "", at(lab.HostIPv4, port), silence)
 		require.True(t, lab.Refused(err), "%d after unpublish: %v", port, err)
@@ -56,7 +54,7 @@ func TestA15(t *testing.T) {
 // one port of a client, that uses both at once.
 func TestA16(t *testing.T) {
 	c, s, p, o := mainCast(t)
-	c.opens("srv", "8082:80", "8082:80/udp")
+	c.publish(s, "8082:80", "8082:80/udp")
 	for _, from := range []struct {
 		name       string
 		who        *actor
@@ -91,12 +89,12 @@ func TestA16(t *testing.T) {
 //	                                 ├── H ── srv 8083:80,from=203.0.113.0/24,2001:db8::/32
 //	Y 198.51.100.2, fd99::2 ─────────┘
 func TestA20(t *testing.T) {
-	c, _, p, _ := mainCast(t)
+	c, s, p, _ := ownCast(t)
 	y := c.AddClient(t, "Y", "198.51.100.1/24", "fd99::1/64")
 	_, err := c.m.Reconcile()
 	require.NoError(t, err)
 	const from = ",from=203.0.113.0/24,2001:db8::/32"
-	c.opens("srv", "8083:80"+from, "8083:80/udp"+from)
+	c.publish(s, "8083:80"+from, "8083:80/udp"+from)
 
 	c.answers(c.Client, at(lab.HostIPv4, 8083), "srv", lab.ClientIPv4)
 	c.answers(c.Client, at(lab.HostIPv6, 8083), "srv", lab.ClientIPv6)
@@ -127,8 +125,8 @@ func TestA20(t *testing.T) {
 	require.Equal(t, 4, seen)
 
 	// Without from= the door is open to all.
-	require.NoError(t, c.m.Unpublish("srv", "8083:80"+from, "8083:80/udp"+from))
-	c.opens("srv", "8083:80", "8083:80/udp")
+	c.unpublish(s, "8083:80"+from, "8083:80/udp"+from)
+	c.publish(s, "8083:80", "8083:80/udp")
 	for _, h := range y.HostAddrs {
 		c.answers(y.NS, at(h, 8083), "srv", "")
 	}

@@ -131,16 +131,16 @@ func TestA5(t *testing.T) {
 
 // A6: what is published on loopback answers the host there.
 func TestA6(t *testing.T) {
-	c, _, _, _ := mainCast(t)
-	c.opens("srv", "[::1]:8081:80", "[::1]:8081:80/udp")
+	c, s, _, _ := mainCast(t)
+	c.publish(s, "[::1]:8081:80", "[::1]:8081:80/udp")
 	c.answers(c.Host, "127.0.0.1:8081", "srv", "10.1.0.1")
 	c.answers(c.Host, "[::1]:8081", "srv", "fd00:1::1")
 }
 
 // A7: anywhere else it is refused, as if nothing listened there.
 func TestA7(t *testing.T) {
-	c, _, p, _ := mainCast(t)
-	c.opens("srv", "[::1]:8081:80", "[::1]:8081:80/udp")
+	c, s, p, _ := mainCast(t)
+	c.publish(s, "[::1]:8081:80", "[::1]:8081:80/udp")
 	for _, h := range []string{lab.HostIPv4, lab.HostIPv6} {
 		c.refused(c.Client, at(h, 8081), at(h, 8080))
 		c.refused(c.Host, at(h, 8081), at(h, 8080))

@@ -31,7 +31,7 @@ func TestA19(t *testing.T) {
 	require.ErrorContains(t, err, "Bind for 0.0.0.0:9899 failed: address already in use", "B6")
 	held.Close()
 	eventually(t, "the port is free", func() bool { _, err := c.m.Publish("srv", "9899:9899/sctp"); return err == nil })
-	c.opens("srv", "9900/sctp") // no choice of a host port, unlike TCP's
+	c.publish(s, "9900/sctp") // no choice of a host port, unlike TCP's
 	pubs, err := c.m.Publications("srv")
 	require.NoError(t, err)
 	for _, d := range pubs {
@@ -82,7 +82,7 @@ func TestA19(t *testing.T) {
 		_, err = ask(c.Client, "sctp", "", at(host, 9901), wait)
 		require.True(t, lab.Refused(err), "%v", err)
 	}
-	require.NoError(t, c.m.Unpublish("srv", "9900/sctp"))
+	c.unpublish(s, "9900/sctp")
 	_, err = ask(c.Client, "sctp", "", at(up.ip4, 9900), wait)
 	require.True(t, lab.Refused(err), "%v", err)
 }
@@ -118,7 +118,7 @@ func (c *cast) sctpSilent(from *netns.NS, to, beside, reason string) {
 // receiver drops a wrong one.
 func TestA19Sums(t *testing.T) {
 	c, s, _, _ := mainCast(t)
-	c.opens("srv", "9899:9899/sctp")
+	c.publish(s, "9899:9899/sctp")
 	lab.ServeSCTP(t, s.ns, "srv", ":9899")
 	lab.ServeSCTP(t, c.Client, "world", ":9000")
 	for _, d := range []port{{c.Client, "eth0"}, {c.Host, c.X.Device}, {c.Host, c.hostDevice(s)}, {s.ns, "eth0"}} {

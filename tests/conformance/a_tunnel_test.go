@@ -23,7 +23,7 @@ import (
 //	         2001:db8:51::2      2001:db8:51::1      │      └─ peer
 //	X eth0 ──────────────────── eth0                 └─ n2 ──── other
 func TestA17(t *testing.T) {
-	c, s, p, _ := mainCast(t)
+	c, s, p, _ := ownCast(t)
 	far := c.AddTunnel(t, "tun0", "198.51.100.1/24", "2001:db8:51::1/64")
 	_, err := c.m.Reconcile()
 	require.NoError(t, err)
@@ -45,7 +45,9 @@ func TestA17(t *testing.T) {
 	lab.ServeUDP(t, far.NS, "far", ":9000")
 	lab.ServeTCP(t, c.Host, "host", ":9100")
 	lab.ServeUDP(t, c.Host, "host", ":9100")
-	c.publish(s, "8099:99/udp") // where nobody listens
+	const fragments = 45000     // and the next
+	c.publish(s, "8099:99/udp", // where nobody listens
+		fmt.Sprintf("%d-%d:%d-%d/udp", fragments, fragments+1, fragments, fragments+1))
 	gw := c.gateway("n1")
 	for i, family := range ipVersions {
 		host, client := far.HostAddrs[i].String(), far.Addrs[i].String()
@@ -93,8 +95,7 @@ func TestA17(t *testing.T) {
 
 		// Fragments, in and out.
 		big := make([]byte, 9000)
-		in := c.packets(s.ns, family)
-		c.publish(s, fmt.Sprintf("%d:%d/udp", in.port, in.port))
+		in := c.packetsOn(s.ns, family, fragments+i)
 		out := c.packets(far.NS, family)
 		_, err = out.conn.WriteToUDPAddrPort(big, netip.AddrPortFrom(far.HostAddrs[i], in.port))
 		require.NoError(t, err)

@@ -4,7 +4,6 @@ package conformance
 
 import (
 	"errors"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -15,8 +14,6 @@ import (
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
-
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
 // result is what a command line came to.
 type result struct {

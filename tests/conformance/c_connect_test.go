@@ -29,13 +29,13 @@ func TestC11(t *testing.T) {
 
 func joinAndLeave(t *testing.T, six bool) {
 	c := newCast(t)
-	c.network("n1", 1, six, iccOff)
+	c.linkable("n1", 1, six)
 	c.network("n2", 2, true)
 	s := c.container("srv", "n1", publish("8080:80", "8080:80/udp"))
 	p := c.container("client", "n1", func(o *control.ContainerOptions) { o.Links = []string{"srv:db"} })
 	c.network("n3", 3, true)
 	o, third := c.container("other", "n2"), c.container("third", "n3")
-	require.NoError(t, c.m.Connect("n2", "client", control.EndpointOptions{})) // the link gets a second network, too
+	c.connect("n2", p) // the link gets a second network, too
 	for _, a := range []*actor{s, p, o} {
 		c.serve(a, 80)
 	}
@@ -65,14 +65,20 @@ func joinAndLeave(t *testing.T, six bool) {
 	if six {
 		apart.ask(s.ns, at(o.ip6, 80))
 	}
-	for range times(20, 3) {
+	rounds := times(20, 3)
+	if onDocker() {
+		rounds = 2
+	}
+	for range rounds {
 		unharmed(talks...)
 		c.allSilent(apart, works(c.Host, at(o.ip4, 80)))
 
-		require.NoError(t, c.m.Connect("n2", "srv", control.EndpointOptions{}))
+		c.connect("n2", s)
 		unharmed(talks...)
 		second := c.station(s, "n2")
-		require.Equal(t, "eth1", second.dev)
+		if !onDocker() { // which counts on
+			require.Equal(t, "eth1", second.dev)
+		}
 		c.answers(o.ns, at(second.ip4, 80), "srv", o.ip4.String())
 		c.answers(o.ns, at(second.ip6, 80), "srv", o.ip6.String())
 		c.answers(s.ns, at(o.ip4, 80), "other", second.ip4.String())
@@ -80,10 +86,12 @@ func joinAndLeave(t *testing.T, six bool) {
 		require.NoError(t, lab.Ping(o.ns, second.ip4.String(), wait))
 		require.NoError(t, lab.Ping(o.ns, second.ip6.String(), wait))
 		c.answers(c.Client, at(lab.HostIPv4, 8080), "srv", lab.ClientIPv4)
-		c.answers(c.Client, at(lab.HostIPv6, 8080), "srv", lab.ClientIPv6)
+		if six || !onDocker() { // the Engine publishes by one network alone
+			c.answers(c.Client, at(lab.HostIPv6, 8080), "srv", lab.ClientIPv6)
+		}
 		unharmed(talks...)
 
-		require.NoError(t, c.m.Disconnect("n2", "srv"))
+		c.disconnect("n2", s)
 		unharmed(talks...)
 		c.silent(o.ns, at(second.ip4, 80), works(c.Client, at(lab.HostIPv4, 8080)))
 		c.silent(o.ns, at(second.ip6, 80), works(c.Client, at(lab.HostIPv4, 8080)))
@@ -101,8 +109,8 @@ func joinAndLeave(t *testing.T, six bool) {
 // leaveFirst has srv leave the network on which its ports are published: they move to
 // the other, whose own connections go on.
 func leaveFirst(t *testing.T) {
-	c, s, p, o := mainCast(t)
-	require.NoError(t, c.m.Connect("n2", "srv", control.EndpointOptions{}))
+	c, s, p, o := ownCast(t)
+	c.connect("n2", s)
 	second := c.station(s, "n2")
 	var talks []*dialogue
 	for _, proto := range []string{"tcp", "udp"} {
@@ -113,7 +121,7 @@ func leaveFirst(t *testing.T) {
 	}
 	unharmed(talks...)
 	c.answers(p.ns, at(s.ip4, 80), "srv", p.ip4.String())
-	require.NoError(t, c.m.Disconnect("n1", "srv"))
+	c.disconnect("n1", s)
 	unharmed(talks...)
 	c.silent(p.ns, at(s.ip4, 80), works(o.ns, at(second.ip4, 80)))
 	c.silent(p.ns, at(s.ip6, 80), works(o.ns, at(second.ip6, 80)))
@@ -126,16 +134,22 @@ func leaveFirst(t *testing.T) {
 	c.answers(s.ns, at(lab.ClientIPv4, 7000), "world", lab.HostIPv4)
 	c.answers(s.ns, at(lab.ClientIPv6, 7000), "world", lab.HostIPv6)
 
-	// Back again, while what is published by n2 is in use.
-	for _, proto := range []string{"tcp", "udp"} {
-		talks = append(talks, c.talking(proto, c.Client, at(lab.HostIPv4, 8080), "srv"), c.talking(proto, c.Client, at(lab.HostIPv6, 8080), "srv"),
-			c.talking(proto, s.ns, at(lab.ClientIPv4, 7000), "world"))
-	}
-	require.NoError(t, c.m.Connect("n1", "srv", control.EndpointOptions{}))
+	t.Run("back again", func(t *testing.T) {
+		c := c.in(t)
+		// While what is published by n2 is in use.
+		var published []*dialogue
+		for _, proto := range []string{"tcp", "udp"} {
+			published = append(published, c.talking(proto, c.Client, at(lab.HostIPv4, 8080), "srv"), c.talking(proto, c.Client, at(lab.HostIPv6, 8080), "srv"),
+				c.talking(proto, s.ns, at(lab.ClientIPv4, 7000), "world"))
+		}
+		c.connect("n1", s)
+		first := c.station(s, "n1")
+		c.answers(p.ns, at(first.ip4, 80), "srv", p.ip4.String())
+		c.answers(p.ns, at(first.ip6, 80), "srv", p.ip6.String())
+		unharmed(published...)
+		over(published...)
+	})
 	unharmed(talks...)
-	first := c.station(s, "n1")
-	c.answers(p.ns, at(first.ip4, 80), "srv", p.ip4.String())
-	c.answers(p.ns, at(first.ip6, 80), "srv", p.ip6.String())
 	over(talks...)
 }
 

@@ -39,7 +39,7 @@ func iccOff(o *control.NetworkOptions) { off := false; o.ICC = &off }
 func iccCast(t testing.TB, opts ...lab.Option) (c *cast, s, p, l *actor) {
 	t.Helper()
 	c = newCast(t, opts...)
-	c.network("n1", 1, true, iccOff)
+	c.linkable("n1", 1, true)
 	s, p = c.container("srv", "n1", publish("8080:80", "8080:80/udp")), c.container("peer", "n1")
 	l = c.container("linked", "n1", func(o *control.ContainerOptions) { o.Links = []string{"srv:db"} })
 	for _, a := range []*actor{s, p, l} {
@@ -274,7 +274,7 @@ func TestC3(t *testing.T) {
 
 // C5: containers of two networks do not reach each other.
 func TestC5(t *testing.T) {
-	c, s, p, o := mainCast(t)
+	c, s, p, o := ownCast(t)
 	c.serve(s, 99)
 	ss, os, gw2 := c.station(s, "n1"), c.station(o, "n2"), c.gateway("n2")
 	arrived := lab.CaptureIn(t, s.ns, ss.dev, os.mentions)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -24,7 +23,7 @@ import (
 //	             └─ third   does not
 func TestC4(t *testing.T) {
 	c := newCast(t)
-	c.network("n1", 1, true, iccOff)
+	c.linkable("n1", 1, true)
 	s := c.container("srv", "n1", publish("8080:80", "8080:80/udp"),
 		func(o *control.ContainerOptions) { o.Expose = []string{"81", "82/udp"} })
 	p, third := c.container("client", "n1"), c.container("third", "n1")
@@ -48,7 +47,7 @@ func TestC4(t *testing.T) {
 			c.answersBy("udp-unconnected", p.ns, "", at(a, 82), "srv", src)
 		}
 	}
-	require.NoError(t, c.m.Link("client", "srv:db"))
+	c.link(p, s, "db")
 	linked(c)
 
 	t.Run("nothing else", func(t *testing.T) {
@@ -106,22 +105,22 @@ func TestC4(t *testing.T) {
 					require.NoError(t, err)
 				}
 			}
-			require.NoError(t, c.m.Unlink("client", "srv"))
+			c.unlink(p, s)
 			for _, conn := range []*lab.Conn{tcp, udp} {
 				_, err := conn.Ask("after", silence)
 				require.Error(t, err, "a connection over a link that ended")
-				require.True(t, lab.Timeout(err), err)
+				require.True(t, lab.Timeout(err) || onDocker(), err) // it ends with Docker's container
 			}
 			c.allSilent(doors(p.ns, both, 80, 81, 82), host(p))
 			require.NotContains(t, c.hosts("client"), "db")
-			require.NoError(t, c.m.Link("client", "srv:db"))
+			c.link(p, s, "db")
 			linked(c)
 		}
 	})
 	// With the container, too: of a new one of the same name and address nothing is open.
 	t.Run("ends with the target", func(t *testing.T) {
 		c := c.in(t)
-		require.NoError(t, c.m.RemoveContainer("srv"))
+		c.remove("srv")
 		again := c.container("srv", "n1", func(o *control.ContainerOptions) {
 			o.Endpoint.IPv4, o.Endpoint.IPv6 = s.ip4, s.ip6
 			o.Expose = []string{"80", "80/udp"}
@@ -138,9 +137,7 @@ func TestC4(t *testing.T) {
 // hosts is a container's /etc/hosts: the addresses of every name.
 func (c *cast) hosts(container string) map[string][]string {
 	c.t.Helper()
-	record, err := c.m.Container(container)
-	require.NoError(c.t, err)
-	data, err := os.ReadFile(filepath.Join(c.m.ContainerDir(record.ID), "hosts"))
+	data, err := os.ReadFile(c.hostsFile(c, container))
 	require.NoError(c.t, err)
 	names := make(map[string][]string)
 	for line := range strings.Lines(string(data)) {

@@ -31,19 +31,24 @@ const (
 	silence = 300 * time.Millisecond
 )
 
-// actor is a container of the cast, attached to a namespace of the test's.
+// actor is a container of the cast. What is tested is done in its namespace, by the test.
 type actor struct {
 	name     string
 	id       string
 	ns       *netns.NS
 	ip4, ip6 netip.Addr
+
+	o      control.ContainerOptions // with which it was made
+	served map[int]string           // ports, and who says he is there
 }
 
-// cast is a lab with a Manager on its host.
+// cast is a lab with a Manager on its host. Networks and containers are the maker's.
 type cast struct {
 	*lab.Lab
-	t testing.TB
-	m *control.Manager
+	t    testing.TB
+	root testing.TB // the test that t is within
+	m    *control.Manager
+	maker
 }
 
 // newCast sets the host up; containers and networks are the test's to make.
@@ -55,7 +60,15 @@ func newCast(t testing.TB, opts ...lab.Option) *cast {
 // newCastOn is newCast with one of the datapaths.
 func newCastOn(t testing.TB, path string, opts ...lab.Option) *cast {
 	t.Helper()
-	c := &cast{Lab: lab.New(t, opts...), t: t}
+	if onDocker() {
+		parallel(t)
+		engines <- struct{}{}
+		t.Cleanup(func() { <-engines })
+	}
+	c := &cast{Lab: lab.New(t, opts...), t: t, root: t, maker: ours{}}
+	if onDocker() {
+		c.maker = newTheirs(t, c.Lab)
+	}
 	m, err := control.Open(control.Options{Root: c.Root, BPFFS: c.BPFFS, Netns: c.NetnsPath, Cgroup: c.Cgroup, Datapath: path})
 	require.NoError(t, err)
 	c.m = m
@@ -89,30 +102,40 @@ func (c *cast) explain() {
 // network makes 10.N.0.0/24 with fd00:N::/64 (v6) or without.
 func (c *cast) network(name string, n int, six bool, edit ...func(*control.NetworkOptions)) *control.Network {
 	c.t.Helper()
+	o := subnets(name, n, six)
+	for _, e := range edit {
+		e(&o)
+	}
+	require.NoError(c.t, c.makeNetwork(c, o))
+	return c.networkOf(name)
+}
+
+func subnets(name string, n int, six bool) control.NetworkOptions {
 	o := control.NetworkOptions{Name: name, Subnets: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", n))}}
 	if six {
 		o.IPv6 = true
 		o.Subnets = append(o.Subnets, netip.MustParsePrefix(fmt.Sprintf("fd00:%d::/64", n)))
 	}
-	for _, e := range edit {
-		e(&o)
-	}
-	network, err := c.m.CreateNetwork(o)
+	return o
+}
+
+// networkOf is what bpfnet knows of a network.
+func (c *cast) networkOf(name string) *control.Network {
+	c.t.Helper()
+	network, err := c.m.Network(c.networkName(name))
 	require.NoError(c.t, err)
 	return network
 }
 
-// container makes a namespace and attaches it.
+// container makes one that runs.
 func (c *cast) container(name, network string, edit ...func(*control.ContainerOptions)) *actor {
 	c.t.Helper()
-	ns, path := c.AddNetns(c.t, name)
-	o := control.ContainerOptions{Name: name, Network: network, Attach: "netns:" + path}
+	a := &actor{name: name, o: control.ContainerOptions{Name: name, Network: network}}
 	for _, e := range edit {
-		e(&o)
+		e(&a.o)
 	}
-	_, err := c.m.CreateContainer(o)
-	require.NoError(c.t, err)
-	return c.refresh(&actor{name: name, ns: ns})
+	require.NoError(c.t, c.makeContainer(c, a))
+	return c.refresh(a)
 }
 
 // refresh reads the actor's addresses again: of its first network.
@@ -135,26 +158,50 @@ func publish(specs ...string) func(*control.ContainerOptions) {
 }
 
 // mainCast is the whole drawing: n1 with srv (s) and peer (p), n2 with other (o), all dual-stack, with
-// servers for TCP and UDP on every container's port 80.
+// servers for TCP and UDP on every container's port 80. What changes more than networks, containers and
+// H's addresses by the cast's helpers asks for ownCast: an Engine's is shared.
 func mainCast(t testing.TB, opts ...lab.Option) (c *cast, s, p, o *actor) {
 	t.Helper()
-	c = newCast(t, opts...)
-	c.network("n1", 1, true)
-	c.network("n2", 2, true)
-	both := []string{"8080:80", "8080:80/udp", "127.0.0.1:8081:80", "127.0.0.1:8081:80/udp"}
-	s, p, o = c.container("srv", "n1", publish(both...)), c.container("peer", "n1"), c.container("other", "n2")
+	if onDocker() && len(opts) == 0 {
+		return sharedCast(t)
+	}
+	return ownCast(t, opts...)
+}
+
+// ownCast is a mainCast that is no other test's.
+func ownCast(t testing.TB, opts ...lab.Option) (c *cast, s, p, o *actor) {
+	t.Helper()
+	c, s, p, o = buildCast(newCast(t, opts...))
 	for _, a := range []*actor{s, p, o} {
 		c.serve(a, 80)
 	}
 	return c, s, p, o
 }
 
+func buildCast(c *cast) (_ *cast, s, p, o *actor) {
+	c.t.Helper()
+	c.network("n1", 1, true)
+	c.network("n2", 2, true)
+	both := []string{"8080:80", "8080:80/udp", "127.0.0.1:8081:80", "127.0.0.1:8081:80/udp"}
+	return c, c.container("srv", "n1", publish(both...)), c.container("peer", "n1"), c.container("other", "n2")
+}
+
 // serve answers TCP and UDP on the actor's port, in both families.
 func (c *cast) serve(a *actor, port int) {
 	c.t.Helper()
+	c.serveAs(a.name, a, port)
+}
+
+// serveAs is serve by another name.
+func (c *cast) serveAs(name string, a *actor, port int) {
+	c.t.Helper()
+	if a.served == nil {
+		a.served = make(map[int]string)
+	}
+	a.served[port] = name
 	addr := fmt.Sprintf(":%d", port)
-	lab.ServeTCP(c.t, a.ns, a.name, addr)
-	lab.ServeUDP(c.t, a.ns, a.name, addr)
+	lab.ServeTCP(c.t, a.ns, name, addr)
+	lab.ServeUDP(c.t, a.ns, name, addr)
 }
 
 // ask sends a payload by "tcp", "udp" (connected), "udp-unconnected" or "sctp" and

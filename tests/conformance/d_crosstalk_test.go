@@ -29,7 +29,7 @@ import (
 //	X:any  ──► H:40002-40008   srv, published
 func TestD6(t *testing.T) {
 	c := newCast(t)
-	lab.Sysctl(t, c.Host, "ipv4/ip_local_port_range", "40000 40009")
+	lab.Sysctl(t, c.Host, "ipv4/ip_local_port_range", fmt.Sprint("40000 ", lastEphemeral()))
 	_, err := c.m.Reconcile()
 	require.NoError(t, err)
 	lab.ServeTCP(t, c.Client, "X", ":9000")
@@ -95,7 +95,7 @@ func TestD6(t *testing.T) {
 	t.Run("masquerade's ports", func(t *testing.T) {
 		c := c.in(t)
 		require.NoError(t, c.m.Init(&control.Config{MasqueradePorts: "20000-20001"}))
-		c.opens("srv", "20001:80", "20001:80/udp")
+		c.publish(s, "20001:80", "20001:80/udp")
 		for _, f := range families {
 			x := c.udpSocket(c.Client, at(f.client, 9300))
 			for range 2 {
@@ -131,6 +131,14 @@ func (f family) of(a *actor) string {
 	return a.ip6.String()
 }
 
+// lastEphemeral leaves the host's own sockets enough ports beside those that an Engine holds.
+func lastEphemeral() uint16 {
+	if onDocker() {
+		return 40015
+	}
+	return 40009
+}
+
 // Sides: who answers, and from which ports of H's the question may come.
 type side struct {
 	server string
@@ -138,7 +146,7 @@ type side struct {
 }
 
 var (
-	ephemeral     = func(p uint16) bool { return p >= 40000 && p <= 40009 }
+	ephemeral     = func(p uint16) bool { return p >= 40000 && p <= lastEphemeral() }
 	hostSide      = side{"X", ephemeral}
 	containerSide = side{"X", func(p uint16) bool { return !ephemeral(p) }}
 	publishedSide = side{"srv", func(uint16) bool { return true }}
@@ -174,7 +182,11 @@ func (d *crosstalk) phase(t *testing.T, name string, open func(*crosstalk, famil
 				published++
 			}
 		}
-		require.GreaterOrEqual(t, published, 2, "the host's own sockets have no published port: nothing is shown")
+		if onDocker() {
+			require.Zero(t, published, "the Engine holds published ports")
+		} else {
+			require.GreaterOrEqual(t, published, 2, "the host's own sockets have no published port: nothing is shown")
+		}
 		sub.exchange(times(100_000, 2_000) / 3)
 	})
 }

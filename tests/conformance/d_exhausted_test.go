@@ -55,6 +55,16 @@ func (list crowd) all(order string, args ...any) []string {
 //	s0 … s9 ──► H 203.0.113.1, by each of its ports ──► X:9000
 func TestD5(t *testing.T) {
 	const containers = 10
+	c := newCast(t)
+	c.network("n1", 1, true)
+	var from crowd
+	for i := range containers {
+		from = append(from, c.probe(c.container(fmt.Sprint("s", i), "n1").ns))
+	}
+	for _, port := range []string{":9000", ":9001"} {
+		lab.ServeTCP(t, c.Client, "X", port)
+		lab.ServeUDP(t, c.Client, "X", port)
+	}
 	for _, v := range []struct {
 		proto  string
 		family int
@@ -66,18 +76,10 @@ func TestD5(t *testing.T) {
 		{"tcp", 6, times(10_000, 500)},
 	} {
 		t.Run(fmt.Sprintf("%d by %s over IPv%d", v.ports, v.proto, v.family), func(t *testing.T) {
-			c := newCast(t)
-			c.network("n1", 1, true)
-			var from crowd
-			for i := range containers {
-				from = append(from, c.probe(c.container(fmt.Sprint("s", i), "n1").ns))
-			}
-			for _, port := range []string{":9000", ":9001"} {
-				lab.ServeTCP(t, c.Client, "X", port)
-				lab.ServeUDP(t, c.Client, "X", port)
-			}
+			c := c.in(t)
 			c.must("init", "--masquerade-ports", fmt.Sprintf("2000-%d", 2000+v.ports-1))
-			to := c.world().addr(v.family)
+			to, flows := c.world().addr(v.family), fmt.Sprint("flows", v.family)
+			used := c.table(flows).Used
 			opened, why := from.open(v.proto, at(to, 9000), v.ports/containers)
 			require.Equal(t, v.ports, opened, "%v", why)
 			before := c.drops("NO_PORT")
@@ -85,9 +87,10 @@ func TestD5(t *testing.T) {
 			require.Zero(t, opened, "beyond the last port")
 			require.GreaterOrEqual(t, c.drops("NO_PORT"), before+2*containers)
 			require.Equal(t, v.ports, from.alive())
-			require.Equal(t, 2*v.ports, c.table(fmt.Sprint("flows", v.family)).Used)
+			require.Equal(t, used+2*v.ports, c.table(flows).Used)
 			opened, why = from.open(v.proto, at(to, 9001), 2) // whom fewer talk to
 			require.Equal(t, 2*containers, opened, "%v", why)
+			from.all("drop")
 		})
 	}
 }

@@ -22,9 +22,7 @@ import (
 //	X, Y, Z ── H ─┬─ n1 ────────────── srv, peer
 //	              └─ n5, full cone ─── open
 func TestD10(t *testing.T) {
-	c, s, p, _ := mainCast(t)
-	c.network("n5", 5, true, func(o *control.NetworkOptions) { o.FullCone = true })
-	open := c.container("open", "n5")
+	c, s, p, _ := ownCast(t)
 	y := c.AddClient(t, "Y", "198.51.100.1/24", "2001:db8:198::1/64")
 	z := c.AddClient(t, "Z", "192.0.2.1/24", "2001:db8:192::1/64")
 	for _, far := range []*lab.Client{y, z} { // they reach H where X does, too
@@ -34,28 +32,45 @@ func TestD10(t *testing.T) {
 	_, err := c.m.Reconcile() // the new uplinks
 	require.NoError(t, err)
 
+	at := func(c *cast, ns *netns.NS, family int, addr netip.Addr) destination {
+		in := c.packets(ns, family)
+		return destination{in, netip.AddrPortFrom(addr, in.port)}
+	}
+	// Three ports of X's: three destinations behind one address of the host's.
+	three := func(c *cast, family int) (x []destination) {
+		for range 3 {
+			x = append(x, at(c, c.Client, family, c.world().addr(family)))
+		}
+		return x
+	}
 	for i, family := range ipVersions {
 		t.Run(fmt.Sprintf("IPv%d", family), func(t *testing.T) {
 			c := c.in(t)
-			at := func(ns *netns.NS, addr netip.Addr) destination {
-				in := c.packets(ns, family)
-				return destination{in, netip.AddrPortFrom(addr, in.port)}
-			}
-			// Three ports of X's: three destinations behind one address of the host's.
-			x := []destination{at(c.Client, c.world().addr(family)), at(c.Client, c.world().addr(family)), at(c.Client, c.world().addr(family))}
-			in, other, out := c.packets(s.ns, family), c.packets(p.ns, family), c.packets(open.ns, family)
-			mapped, others, cone := c.maps(in, x...), c.maps(other, x...), c.maps(out, x...)
+			x := three(c, family)
+			in, other := c.packets(s.ns, family), c.packets(p.ns, family)
+			mapped, others := c.maps(in, x...), c.maps(other, x...)
 			require.NotEqual(t, mapped.Port(), others.Port())
-			require.NotEqual(t, mapped.Port(), cone.Port())
-			require.NotEqual(t, others.Port(), cone.Port())
 
 			// By another uplink it is another address, and again one port for all.
-			c.maps(in, at(y.NS, y.Addrs[i]), at(y.NS, y.Addrs[i]))
+			c.maps(in, at(c, y.NS, family, y.Addrs[i]), at(c, y.NS, family, y.Addrs[i]))
 
 			// Contacted: an answer of theirs gets in. Not contacted: neither the same host's other
 			// port, nor another host.
-			stranger, far := c.packets(c.Client, family), c.packets(z.NS, family)
-			for _, who := range []*packets{stranger, far} {
+			for _, who := range []*packets{c.packets(c.Client, family), c.packets(z.NS, family)} {
+				c.neverReaches(who, mapped, in, x[0])
+			}
+		})
+	}
+	t.Run("full cone", func(t *testing.T) {
+		c := c.in(t)
+		c.network("n5", 5, true, func(o *control.NetworkOptions) { o.FullCone = true })
+		open := c.container("open", "n5")
+		for _, family := range ipVersions {
+			x := three(c, family)
+			in, out := c.packets(s.ns, family), c.packets(open.ns, family)
+			mapped, cone := c.maps(in, x...), c.maps(out, x...)
+			require.NotEqual(t, mapped.Port(), cone.Port())
+			for _, who := range []*packets{c.packets(c.Client, family), c.packets(z.NS, family)} {
 				c.neverReaches(who, mapped, in, x[0])
 				who.send(t, cone, "to the cone")
 				got, from := out.next(t, "a stranger's datagram")
@@ -63,8 +78,8 @@ func TestD10(t *testing.T) {
 				out.send(t, from, "from the cone")
 				require.Equal(t, cone, who.from(t, []byte("from the cone")))
 			}
-		})
-	}
+		}
+	})
 }
 
 // destination is a socket of the world's, and how a container writes to it.

@@ -130,6 +130,7 @@ func (w *ways) closed(device string, exits ...hook) {
 	if netfilter() {
 		return // there is none to detach
 	}
+	w.endDaemon(w.cast) // which puts back what is detached
 	w.forwarding("1")
 	w.detach(hook{loader.BPFProgFromEndpoint, w.endpoint("peer", "n1").HostIf, w.kind()})
 	arrived := lab.CaptureIn(w.t, w.Client, device, w.station(w.peer, "n1").mentions)
@@ -175,7 +176,7 @@ func (w *ways) kind() string {
 //
 //	H mv0 (macvlan) on eth0 ── eth0 X
 func TestD4Stacked(t *testing.T) {
-	c, s, p, _ := mainCast(t)
+	c, s, p, _ := ownCast(t)
 	h, err := c.Host.Netlink()
 	require.NoError(t, err)
 	defer h.Close()

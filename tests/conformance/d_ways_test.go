@@ -42,7 +42,7 @@ var worlds = []worldOf{
 
 func newTwoWays(t *testing.T) *twoWays {
 	t.Helper()
-	c, s, p, o := mainCast(t)
+	c, s, p, o := ownCast(t)
 	w := &twoWays{c, s, p, o, c.AddClient(t, "Y", "198.51.100.1/24", "fd99::1/64")}
 	for name, ns := range map[string]*netns.NS{"X": c.Client, "Y": w.y.NS} {
 		lab.AddAddr(t, ns, "eth0", "192.0.2.99/32")
@@ -255,12 +255,9 @@ func TestD2Rules(t *testing.T) {
 		if v6 {
 			n1, n2 = "fd00:1::/64", "fd00:2::/64"
 		}
-		bridge, err := w.m.Network("n2")
-		require.NoError(w.t, err)
-		w.opens("other", "8070:80", "8070:80/udp")
+		w.publish(w.o, "8070:80", "8070:80/udp")
 		defer func() {
-			err := w.m.Unpublish("other", "8070:80", "8070:80/udp")
-			require.NoError(w.t, err)
+			w.unpublish(w.o, "8070:80", "8070:80/udp")
 		}()
 		w.route(f, "add "+f.all+" via "+f.y+" table 100")
 		defer w.route(f, "flush table 100")
@@ -271,7 +268,7 @@ func TestD2Rules(t *testing.T) {
 			refused []*actor
 		}{
 			{rule: "from " + n2 + " lookup 100", byY: []*actor{w.o}, byX: []*actor{w.s, w.p}},
-			{rule: "iif " + bridge.Bridge + " lookup 100", byY: []*actor{w.o}, byX: []*actor{w.s, w.p}},
+			{rule: "iif " + w.networkOf("n2").Bridge + " lookup 100", byY: []*actor{w.o}, byX: []*actor{w.s, w.p}},
 			{rule: "from " + own(w.p) + " lookup 100", byY: []*actor{w.p}, byX: []*actor{w.s, w.o}},
 			{rule: "to " + f.w + " lookup 100", byY: []*actor{w.s, w.p, w.o}},
 			{rule: "fwmark 7 lookup 100", byX: []*actor{w.s, w.p, w.o}},
@@ -308,7 +305,7 @@ func TestD2Rules(t *testing.T) {
 			if strings.HasPrefix(c.rule, "from "+n2) {
 				late := w.container("late", "n2")
 				w.answers(late.ns, at(f.w, 9000), "Y", f.hy)
-				require.NoError(w.t, w.m.RemoveContainer("late"))
+				w.remove("late")
 			}
 			w.rule(f, "del "+c.rule)
 			for _, a := range []*actor{w.s, w.p, w.o} {

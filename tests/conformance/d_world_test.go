@@ -55,7 +55,7 @@ func TestD1(t *testing.T) {
 // A11, and only so.
 func TestD3(t *testing.T) {
 	c, s, _, o := mainCast(t)
-	c.opens("other", "8090:80", "8090:80/udp")
+	c.publish(o, "8090:80", "8090:80/udp")
 	for _, h := range []string{lab.HostIPv4, "10.1.0.1", "10.2.0.1"} {
 		c.answers(s.ns, at(h, 8090), "other", s.ip4.String())
 		c.answers(o.ns, at(h, 8080), "srv", o.ip4.String())
@@ -107,7 +107,7 @@ func TestD4(t *testing.T) {
 //	s :5353 ──────────► X:9000
 //	H :5353 ◄────────── X:9000, and others
 func TestD7(t *testing.T) {
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	service := func(name, addr string) {
 		lab.ServeTCP(t, c.Host, name, addr)
 		lab.ServeUDP(t, c.Host, name, addr)

@@ -29,7 +29,7 @@ type daemon struct {
 // daemon starts one and waits until it follows.
 func (c *cast) daemon() *daemon {
 	c.t.Helper()
-	d := &daemon{c.start("daemon"), c.t}
+	d := &daemon{c.startDaemon(c), c.t}
 	d.says("following ")
 	return d
 }
@@ -178,7 +178,7 @@ func (d *daemon) cpu() time.Duration {
 func TestA18(t *testing.T) {
 	for _, by := range []string{"daemon", "reconcile"} {
 		t.Run(by, func(t *testing.T) {
-			c, s, _, _ := mainCast(t)
+			c, s, _, _ := ownCast(t)
 			obey := func() { c.must("reconcile") }
 			if by == "daemon" {
 				c.daemon()

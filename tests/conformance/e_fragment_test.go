@@ -102,9 +102,14 @@ type packets struct {
 
 func (c *cast) packets(ns *netns.NS, family int) *packets {
 	c.t.Helper()
+	return c.packetsOn(ns, family, 0)
+}
+
+func (c *cast) packetsOn(ns *netns.NS, family, port int) *packets {
+	c.t.Helper()
 	var conn *net.UDPConn
 	require.NoError(c.t, ns.Do(func() (err error) {
-		conn, err = net.ListenUDP(fmt.Sprint("udp", family), nil)
+		conn, err = net.ListenUDP(fmt.Sprint("udp", family), &net.UDPAddr{Port: port})
 		return err
 	}))
 	c.t.Cleanup(func() { conn.Close() })

@@ -62,6 +62,9 @@ func (c *cast) inventory() []string {
 // same requires that nothing changed.
 func (c *cast) same(before []string, what string, args ...any) {
 	c.t.Helper()
+	if onDocker() {
+		soon(func() bool { return len(difference(before, c.inventory())) == 0 }) // the daemon hears of it
+	}
 	require.Empty(c.t, difference(before, c.inventory()), fmt.Sprintf(what, args...))
 }
 

@@ -40,8 +40,7 @@ func (c *cast) station(a *actor, network string) station {
 
 func (c *cast) endpoint(container, network string) *control.Endpoint {
 	c.t.Helper()
-	n, err := c.m.Network(network)
-	require.NoError(c.t, err)
+	n := c.networkOf(network)
 	record, err := c.m.Container(container)
 	require.NoError(c.t, err)
 	ep := record.Endpoints[n.ID]
@@ -52,8 +51,7 @@ func (c *cast) endpoint(container, network string) *control.Endpoint {
 // gateway is the host's place on a network: the bridge.
 func (c *cast) gateway(network string) station {
 	c.t.Helper()
-	n, err := c.m.Network(network)
-	require.NoError(c.t, err)
+	n := c.networkOf(network)
 	mac, err := net.ParseMAC(n.MAC)
 	require.NoError(c.t, err)
 	s := station{ns: c.Host, dev: n.Bridge, mac: mac, local: maps.LinkLocal(mac)}

@@ -64,8 +64,13 @@ func (e *Engine) RunBox(name string, flags ...string) *Box {
 
 // TryRun starts a container, without servers, which may fail.
 func (e *Engine) TryRun(name string, flags ...string) error {
-	_, err := e.TryDocker(append(append([]string{"run", "-d", "--name", name, "--stop-timeout", "0"}, flags...), "box", "sleep", "100000")...)
+	_, err := e.TryStart(name, flags...)
 	return err
+}
+
+// TryStart is TryRun that gives the container's ID.
+func (e *Engine) TryStart(name string, flags ...string) (string, error) {
+	return e.TryDocker(append(append([]string{"run", "-d", "--name", name, "--stop-timeout", "0"}, flags...), "box", "sleep", "100000")...)
 }
 
 // RunAll is RunBox for several at once; each line is a name and flags.

@@ -10,8 +10,11 @@
 package dockerd
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,14 +60,20 @@ type Engine struct {
 func New(t testing.TB, flags ...string) *Engine {
 	t.Helper()
 	needs.Engines(t)
+	return On(t, lab.New(t, lab.HostDefault(), lab.RouteToHost()), flags...)
+}
+
+// On is New for a lab that there is.
+func On(t testing.TB, l *lab.Lab, flags ...string) *Engine {
+	t.Helper()
 	for _, p := range []string{server, cli, busybox} {
 		_, err := os.Stat(p)
-		require.NoError(t, err)
+		require.NoError(t, err, "make engines-deps installs it")
 	}
 	dir, err := os.MkdirTemp("", "bne")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	e := &Engine{Lab: lab.New(t, lab.HostDefault(), lab.RouteToHost()), T: t, Dir: dir, Flags: flags}
+	e := &Engine{Lab: l, T: t, Dir: dir, Flags: flags}
 	t.Cleanup(e.end)
 	return e
 }
@@ -124,9 +133,22 @@ func (e *Engine) StartEngine() {
 			e.T.Fatalf("dockerd: %v: %s", e.Process.Err(), e.Process.Stderr())
 		default:
 		}
-		_, err := e.TryDocker("version")
-		return err == nil
+		return e.answers()
 	})
+}
+
+// answers asks the Engine whether it is there, without its client: again and again that would keep
+// a processor from the Engine that starts.
+func (e *Engine) answers() bool {
+	conn, err := net.Dial("unix", filepath.Join(e.Dir, "s"))
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(Soon)) // a socket that works has one
+	_, err = fmt.Fprintf(conn, "GET /_ping HTTP/1.0\r\n\r\n")
+	answer, _ := io.ReadAll(conn)
+	return err == nil && bytes.HasSuffix(answer, []byte("OK"))
 }
 
 // StopEngine ends dockerd as systemd does.

@@ -163,6 +163,33 @@ func DelAddr(t testing.TB, ns *netns.NS, device, prefix string) {
 	}
 }
 
+// EndDetection makes a device's IPv6 addresses usable at once: duplicate address detection
+// keeps those of a device that somebody else has made waiting for a second or two.
+func EndDetection(t testing.TB, ns *netns.NS, device string) {
+	t.Helper()
+	err := writeSysctl(ns, "ipv6/conf/"+device+"/accept_dad", "0")
+	if err == nil {
+		err = onLink(ns, device, func(h *netlink.Handle, l netlink.Link) error {
+			addrs, err := h.AddrList(l, netlink.FAMILY_V6)
+			for _, a := range addrs {
+				if a.Flags&unix.IFA_F_TENTATIVE == 0 {
+					continue
+				}
+				ip, _ := netip.AddrFromSlice(a.IP)
+				bits, _ := a.Mask.Size()
+				err = errors.Join(err, h.AddrDel(l, &a), addAddr(ns, device, netip.PrefixFrom(ip, bits)))
+			}
+			return err
+		})
+	}
+	if err == nil {
+		err = settled(ns, device)
+	}
+	if err != nil {
+		t.Fatalf("lab: %v", err)
+	}
+}
+
 // AddRoute makes a route ("10.0.0.0/8") by a gateway.
 func AddRoute(t testing.TB, ns *netns.NS, prefix, via string) {
 	t.Helper()

@@ -9,11 +9,12 @@ import (
 	"strings"
 )
 
-// Difference is a part of a row that does not hold on the iptables datapath.
+// Difference is a part of a row that does not hold elsewhere: on the iptables datapath, or with Docker's
+// containers.
 type Difference struct {
 	Row   string
 	What  string   // what comes of it instead
-	Why   string   // in netfilter
+	Why   string   // in netfilter, or in the Engine
 	Tests []string // that fail there: functions, or subtests as go test prints them; all below counts
 	Some  []string // that fail or do not: chance or speed decides
 }
@@ -61,10 +62,10 @@ func (d *Difference) covers(test string) bool {
 	return slices.ContainsFunc(slices.Concat(d.Tests, d.Some), func(t string) bool { return test == t || strings.HasPrefix(test, t+"/") })
 }
 
-// Unexpected compares what failed on iptables, by full name, with the list: a line for each test
+// Unexpected compares what failed there, by full name, with a list: a line for each test
 // that fails and is in no difference, and each that is in one and does not fail. Of a test that ran not
 // at all nothing is said.
-func Unexpected(results map[string]string) (lines []string) {
+func Unexpected(list []Difference, results map[string]string) (lines []string) {
 	failed := make(map[string]bool)
 	for name, result := range results {
 		if result == "fail" {
@@ -76,12 +77,12 @@ func Unexpected(results map[string]string) (lines []string) {
 		for other := range failed {
 			below = below || strings.HasPrefix(other, name+"/")
 		}
-		known := slices.ContainsFunc(Differences, func(d Difference) bool { return d.covers(name) })
+		known := slices.ContainsFunc(list, func(d Difference) bool { return d.covers(name) })
 		if !below && !known {
 			lines = append(lines, name+" fails, and is in no difference")
 		}
 	}
-	for _, d := range Differences {
+	for _, d := range list {
 		for _, t := range d.Tests {
 			top, _, _ := strings.Cut(t, "/")
 			if _, ran := results[top]; ran && !failed[t] {
@@ -92,11 +93,11 @@ func Unexpected(results map[string]string) (lines []string) {
 	return lines
 }
 
-// DifferencesTable is the list for a reader.
-func DifferencesTable() string {
+// DifferencesTable is a list for a reader; where is "on iptables".
+func DifferencesTable(list []Difference, where string) string {
 	var b strings.Builder
-	b.WriteString("| row | on iptables | because | tests |\n|---|---|---|---|\n")
-	for _, d := range Differences {
+	fmt.Fprintf(&b, "| row | %s | because | tests |\n|---|---|---|---|\n", where)
+	for _, d := range list {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", d.Row, cell(d.What), cell(d.Why), cell(strings.Join(append(slices.Clone(d.Tests), sometimes(d.Some)...), ", ")))
 	}
 	return b.String()

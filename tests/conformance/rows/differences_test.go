@@ -5,6 +5,7 @@ package rows
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,7 +19,7 @@ func TestDifferences(t *testing.T) {
 		ids[r.ID] = true
 	}
 	there := functions(t, Dir)
-	for _, d := range Differences {
+	for _, d := range slices.Concat(Differences, OnDocker) {
 		for _, id := range strings.Split(d.Row, ", ") {
 			require.True(t, ids[id], d.Row)
 		}
@@ -40,15 +41,17 @@ func TestUnexpected(t *testing.T) {
 			}
 		}
 	}
-	require.Empty(t, Unexpected(results))
+	require.Empty(t, Unexpected(Differences, results))
 	results["TestA3/IPv4_only"], results["TestA1"], results["TestA2"], results["TestA2/deep"], results["TestG7"] = "fail", "fail", "fail", "fail", "pass"
 	require.Equal(t, []string{"TestA1 fails, and is in no difference", "TestA2/deep fails, and is in no difference",
-		"TestG7 does not fail any more: difference of G7"}, Unexpected(results))
+		"TestG7 does not fail any more: difference of G7"}, Unexpected(Differences, results))
 }
 
-// The committed page has this list.
+// The committed pages have these lists.
 func TestDifferencesAreCurrent(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(root, "docs", "differences.md"))
-	require.NoError(t, err)
-	require.Contains(t, string(text), DifferencesTable(), "run make differences")
+	for page, table := range map[string]string{"differences": DifferencesTable(Differences, "on iptables"), "docker-rows": DifferencesTable(OnDocker, "with Docker's containers")} {
+		text, err := os.ReadFile(filepath.Join(root, "docs", page+".md"))
+		require.NoError(t, err)
+		require.Contains(t, string(text), table, "run make "+page)
+	}
 }

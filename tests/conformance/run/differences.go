@@ -14,35 +14,57 @@ import (
 	"github.com/bpfnet/bpfnet/tests/conformance/rows"
 )
 
-// allRows are the tests that are named after rows; the others measure the programs.
-const allRows = "^Test[A-G][0-9]"
+// elsewhere is where the rows are held to a list of differences.
+type elsewhere struct {
+	rows  string // the tests that are named after rows; the others measure the programs
+	env   []string
+	args  []string // of go test
+	list  []rows.Difference
+	where string
+	page  string // begins the page: date, kernel, how many functions hold
+}
 
-// differences runs the rows on iptables, and requires that those fail, and only those, that
-// rows.Differences has. It writes that list to file.
-func differences(file, run string) error {
+var onIPTables = elsewhere{
+	rows: "^Test[A-G][0-9]", env: []string{"BPFNET_DATAPATH=iptables"}, list: rows.Differences, where: "on iptables",
+	page: "# What the iptables datapath does otherwise\n\n`make differences` runs the tests of all rows (docs/conformance.md) with BPFNET_DATAPATH=iptables, and wrote this on %s, kernel %s: %d of\n" +
+		"their functions hold there, and what fails is this and nothing else. A row that is not here is kept by both datapaths.\n\n",
+}
+
+// onDocker has tests wait for each other: so many may.
+var onDocker = elsewhere{
+	rows: "^Test[A-D][0-9]", env: []string{"BPFNET_CAST=docker"}, args: []string{"-parallel", "64"}, list: rows.OnDocker, where: "with Docker's containers",
+	page: "# The rows with Docker's containers\n\n`make docker-rows` runs the tests of the rows A to D (docs/conformance.md) with BPFNET_CAST=docker: their networks are made by `docker network create`, their\n" +
+		"containers by `docker run`, by Debian's Engine 20.10, unmodified, with `bpfnet daemon --docker` beside it (docker.md). What is published, linked or taken back later\n" +
+		"is so in a container that is made anew, as with Docker. It wrote this on %s, kernel %s: %d of their functions hold, and what fails is this and nothing else.\n" +
+		"Where no test is named the tests ask for what the Engine has instead.\n\n",
+}
+
+// differences runs the rows elsewhere, and requires that those fail, and only those, that
+// the list has. It writes that list to file, unless that is "".
+func differences(e *elsewhere, file, run string) error {
 	if run == "." {
-		run = allRows
+		run = e.rows
 	}
 	results, said := make(map[string]string), make(map[string][]string)
-	err := goTest(rows.Dir, run, "30m", []string{"BPFNET_DATAPATH=iptables"}, func(e event) {
+	err := goTest(rows.Dir, run, "30m", e.env, func(v event) {
 		switch {
-		case e.Test == "":
-		case e.Action == "output":
-			said[e.Test] = append(said[e.Test], e.Output)
-		case e.ends():
-			results[e.Test] = e.Action
-			if !strings.Contains(e.Test, "/") {
-				fmt.Printf("%-6s %8.1f s  %s\n", e.Action, e.Elapsed, e.Test)
+		case v.Test == "":
+		case v.Action == "output":
+			said[v.Test] = append(said[v.Test], v.Output)
+		case v.ends():
+			results[v.Test] = v.Action
+			if !strings.Contains(v.Test, "/") {
+				fmt.Printf("%-6s %8.1f s  %s\n", v.Action, v.Elapsed, v.Test)
 			}
 		}
-	})
+	}, e.args...)
 	if err != nil {
 		return err
 	}
 	if len(results) == 0 {
 		return fmt.Errorf("%s: no test ran", rows.Dir)
 	}
-	wrong := rows.Unexpected(results)
+	wrong := rows.Unexpected(e.list, results)
 	for name := range said {
 		if results[name] == "" {
 			wrong = append(wrong, name+" did not come to an end")
@@ -59,18 +81,16 @@ func differences(file, run string) error {
 			held++
 		}
 	}
+	if len(wrong) > 0 {
+		return fmt.Errorf("not as listed: %s", strings.Join(wrong, "; "))
+	}
+	if run != e.rows || file == "" {
+		return nil
+	}
 	var host unix.Utsname
 	if err := unix.Uname(&host); err != nil {
 		return err
 	}
-	if len(wrong) > 0 {
-		return fmt.Errorf("not as listed: %s", strings.Join(wrong, "; "))
-	}
-	if run != allRows {
-		return nil
-	}
-	text := fmt.Sprintf("# What the iptables datapath does otherwise\n\n`make differences` runs the tests of all rows (docs/conformance.md) with BPFNET_DATAPATH=iptables, and wrote this on %s, kernel %s: %d of\n"+
-		"their functions hold there, and what fails is this and nothing else. A row that is not here is kept by both datapaths.\n\n%s",
-		time.Now().Format(time.DateOnly), unix.ByteSliceToString(host.Release[:]), held, rows.DifferencesTable())
+	text := fmt.Sprintf(e.page, time.Now().Format(time.DateOnly), unix.ByteSliceToString(host.Release[:]), held) + rows.DifferencesTable(e.list, e.where)
 	return os.WriteFile(file, []byte(text), 0o644)
 }

@@ -21,8 +21,8 @@ func (e event) ends() bool { return e.Action == "pass" || e.Action == "fail" || 
 
 // goTest runs tests of a directory and hands on what go test says. That some fail is no
 // error; that there is no result is one.
-func goTest(dir, run, limit string, env []string, each func(event)) error {
-	cmd := exec.Command("go", "test", "-json", "-count=1", "-timeout", limit, "-run", run, "./"+dir)
+func goTest(dir, run, limit string, env []string, each func(event), args ...string) error {
+	cmd := exec.Command("go", append(append([]string{"test", "-json", "-count=1", "-timeout", limit, "-run", run}, args...), "./"+dir)...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

@@ -6,8 +6,8 @@
 //
 //	go run ./tests/conformance/run [-run REGEXP] docs/conformance.md
 //
-// With -run the lines of the rows that did not run stay as they are. With -datapath iptables it
-// runs them there, and holds them to the list of known differences.
+// With -run the lines of the rows that did not run stay as they are. With -datapath iptables, or -cast
+// docker, it runs them there, and holds them to the list of known differences; then no file need be written.
 package main
 
 import (
@@ -31,13 +31,21 @@ import (
 func main() {
 	run := flag.String("run", ".", "which tests")
 	path := flag.String("datapath", "bpf", "bpf; iptables: compares with the list of differences")
+	cast := flag.String("cast", "", "docker: Docker's containers; compares with the list of differences")
 	flag.Parse()
-	if flag.NArg() != 1 {
+	var there *elsewhere
+	switch {
+	case *path == "iptables":
+		there = &onIPTables
+	case *cast == "docker":
+		there = &onDocker
+	}
+	if flag.NArg() != 1 && (there == nil || flag.NArg() != 0) {
 		fmt.Fprintln(os.Stderr, "conformance: name the file to write: docs/conformance.md")
 		os.Exit(2)
 	}
-	if *path == "iptables" {
-		if err := differences(flag.Arg(0), *run); err != nil {
+	if there != nil {
+		if err := differences(there, flag.Arg(0), *run); err != nil {
 			fmt.Fprintln(os.Stderr, "conformance:", err)
 			os.Exit(1)
 		}
