@@ -233,11 +233,8 @@ func (e *Engine) end() {
 	if e.Process == nil {
 		return
 	}
-	if ids, err := e.TryDocker("ps", "-aq"); err == nil && ids != "" {
-		list := strings.Fields(ids)
-		if err := Many(len(list), func(i int) error { _, err := e.TryDocker("rm", "-f", list[i]); return err }); err != nil {
-			e.T.Error(err)
-		}
+	if slices.Contains(e.Flags, "--live-restore") { // else it ends them itself
+		e.removeAll()
 	}
 	if e.T.Failed() {
 		e.T.Logf("dockerd: %s", tail(e.Process.Stderr()))
@@ -262,6 +259,17 @@ func (e *Engine) end() {
 	dirs, _ := filepath.Glob("/sys/fs/cgroup/*/" + e.cgroup())
 	for _, d := range dirs {
 		e.removeCgroup(d)
+	}
+}
+
+func (e *Engine) removeAll() {
+	ids, err := e.TryDocker("ps", "-aq")
+	if err != nil {
+		return
+	}
+	list := strings.Fields(ids)
+	if err := Many(len(list), func(i int) error { _, err := e.TryDocker("rm", "-f", list[i]); return err }); err != nil {
+		e.T.Error(err)
 	}
 }
 
