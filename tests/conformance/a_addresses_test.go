@@ -33,6 +33,7 @@ var (
 //	H ──┼──►  H                                            ├──► srv
 //	p o s ──┘ └─ 2001:db8:113::1 ::7 ::8, ::1, gateways ───┘
 func TestA12(t *testing.T) {
+	parallel(t)
 	c, s, p, o := mainCast(t)
 	c.addresses()
 	c.only4(8090)
@@ -74,6 +75,7 @@ func TestA12(t *testing.T) {
 
 // A13: what is published on one address of three answers on that one only.
 func TestA13(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := mainCast(t)
 	c.addresses()
 	c.publish(s, "203.0.113.7:8082:80", "203.0.113.7:8082:80/udp", "[2001:db8:113::7]:8082:80", "[2001:db8:113::7]:8082:80/udp")
@@ -96,6 +98,7 @@ func TestA13(t *testing.T) {
 
 // A14: two containers publish one port on an address each, and each has its own.
 func TestA14(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := mainCast(t)
 	c.addresses()
 	for a, addrs := range map[*actor][]string{

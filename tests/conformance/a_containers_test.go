@@ -12,6 +12,7 @@ import (
 // A9: a peer reaches the published port on the host's addresses; the server sees the
 // peer, and the answer comes from the address that was asked.
 func TestA9(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := mainCast(t)
 	for _, h := range []string{lab.HostIPv4, "10.1.0.1"} {
 		c.answers(p.ns, at(h, 8080), "srv", p.ip4.String())
@@ -41,6 +42,7 @@ func TestA9(t *testing.T) {
 
 // A10: a server reaches its own published port (hairpin); it sees the gateway.
 func TestA10(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	for _, h := range []string{lab.HostIPv4, "10.1.0.1", "10.2.0.1"} {
 		c.answers(s.ns, at(h, 8080), "srv", "10.1.0.1")
@@ -53,6 +55,7 @@ func TestA10(t *testing.T) {
 // A11: a container of another network reaches the published port on any address of
 // the host; the server sees it. Other ports of a gateway are services of the host's.
 func TestA11(t *testing.T) {
+	parallel(t)
 	c, _, p, o := mainCast(t)
 	lab.ServeTCP(t, c.Host, "H", ":9090")
 	lab.ServeUDP(t, c.Host, "H", ":9090")

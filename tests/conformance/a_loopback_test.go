@@ -22,6 +22,7 @@ import (
 //
 //	X 203.0.113.2 ──► H 127.0.0.1:8081, 127.0.0.2:8080, 127.0.0.1:5300, [::1]:8081 ◄── p 10.1.0.3
 func TestA8(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := ownCast(t)
 	c.publish(s, "[::1]:8081:80", "[::1]:8081:80/udp")
 	lab.Sysctl(t, c.Host, "ipv4/conf/all/route_localnet", "1")

@@ -15,6 +15,7 @@ import (
 
 // A15: a range leads one to one, and is one door.
 func TestA15(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	c.publish(s, "7000-7002:80-82", "7000-7002:80-82/udp")
 	pubs, err := c.m.Publications("srv")
@@ -53,6 +54,7 @@ func TestA15(t *testing.T) {
 // A16: one container port published twice answers on both: also to one socket, or
 // one port of a client, that uses both at once.
 func TestA16(t *testing.T) {
+	parallel(t)
 	c, s, p, o := mainCast(t)
 	c.publish(s, "8082:80", "8082:80/udp")
 	for _, from := range []struct {
@@ -89,6 +91,7 @@ func TestA16(t *testing.T) {
 //	                                 ├── H ── srv 8083:80,from=203.0.113.0/24,2001:db8::/32
 //	Y 198.51.100.2, fd99::2 ─────────┘
 func TestA20(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := ownCast(t)
 	y := c.AddClient(t, "Y", "198.51.100.1/24", "fd99::1/64")
 	_, err := c.m.Reconcile()

@@ -14,6 +14,7 @@ import (
 
 // A1: X reaches a published port; the server sees X, address and port.
 func TestA1(t *testing.T) {
+	parallel(t)
 	c, _, _, _ := mainCast(t)
 	for _, a := range []struct{ x, h string }{{lab.ClientIPv4, lab.HostIPv4}, {lab.ClientIPv6, lab.HostIPv6}} {
 		c.answers(c.Client, at(a.h, 8080), "srv", a.x)
@@ -28,6 +29,7 @@ func TestA1(t *testing.T) {
 
 // A2: the host reaches it on 127.0.0.1; the server sees the gateway.
 func TestA2(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	c.answers(c.Host, "127.0.0.1:8080", "srv", "10.1.0.1")
 	c.answers(c.Host, "[::1]:8080", "srv", "fd00:1::1")
@@ -51,6 +53,7 @@ func TestA2(t *testing.T) {
 
 // A3: the host reaches it on [::1], the server's family notwithstanding.
 func TestA3(t *testing.T) {
+	parallel(t)
 	c, _, _, _ := mainCast(t)
 	c.only4(8090)
 	t.Run("dual-stack", func(t *testing.T) { c.in(t).answers(c.Host, "[::1]:8080", "srv", "fd00:1::1") })
@@ -67,6 +70,7 @@ func TestA3(t *testing.T) {
 
 // A3a: as A2, by a socket that is bound before it connects or sends.
 func TestA3a(t *testing.T) {
+	parallel(t)
 	c, _, _, _ := mainCast(t)
 	c.only4(8090)
 	for _, p := range []struct {
@@ -89,6 +93,7 @@ func TestA3a(t *testing.T) {
 
 // A3b: there is no IPv6 door to an IPv4-only server from outside.
 func TestA3b(t *testing.T) {
+	parallel(t)
 	c, _, _, _ := mainCast(t)
 	c.only4(8090)
 	c.answers(c.Client, at(lab.HostIPv4, 8090), "only4", lab.ClientIPv4)
@@ -111,6 +116,7 @@ func TestA3b(t *testing.T) {
 // A4: the host reaches it on its uplink's address; the server sees the gateway or
 // that address.
 func TestA4(t *testing.T) {
+	parallel(t)
 	c, _, _, _ := mainCast(t)
 	for _, a := range []struct{ h, gw string }{{lab.HostIPv4, "10.1.0.1"}, {lab.HostIPv6, "fd00:1::1"}} {
 		for _, proto := range protos {
@@ -124,6 +130,7 @@ func TestA4(t *testing.T) {
 
 // A5: the host reaches it on the gateway's address; the server sees the gateway.
 func TestA5(t *testing.T) {
+	parallel(t)
 	c, _, _, _ := mainCast(t)
 	c.answers(c.Host, "10.1.0.1:8080", "srv", "10.1.0.1")
 	c.answers(c.Host, "[fd00:1::1]:8080", "srv", "fd00:1::1")
@@ -131,6 +138,7 @@ func TestA5(t *testing.T) {
 
 // A6: what is published on loopback answers the host there.
 func TestA6(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	c.publish(s, "[::1]:8081:80", "[::1]:8081:80/udp")
 	c.answers(c.Host, "127.0.0.1:8081", "srv", "10.1.0.1")
@@ -139,6 +147,7 @@ func TestA6(t *testing.T) {
 
 // A7: anywhere else it is refused, as if nothing listened there.
 func TestA7(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := mainCast(t)
 	c.publish(s, "[::1]:8081:80", "[::1]:8081:80/udp")
 	for _, h := range []string{lab.HostIPv4, lab.HostIPv6} {

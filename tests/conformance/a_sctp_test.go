@@ -22,6 +22,7 @@ import (
 //	              │      └─ peer
 //	              └─ n2 ─── other
 func TestA19(t *testing.T) {
+	parallel(t)
 	c, s, p, o := mainCast(t)
 	_, err := c.m.Publish("srv", "9899:9900/sctp")
 	require.ErrorContains(t, err, `port "9899:9900/sctp": sctp needs the same port on both sides`)
@@ -117,6 +118,7 @@ func (c *cast) sctpSilent(from *netns.NS, to, beside, reason string) {
 // A19 where no device computes checksums: the kernel does, before and after the programs see the packets, and a
 // receiver drops a wrong one.
 func TestA19Sums(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	c.publish(s, "9899:9899/sctp")
 	lab.ServeSCTP(t, s.ns, "srv", ":9899")

@@ -23,6 +23,7 @@ import (
 //	         2001:db8:51::2      2001:db8:51::1      │      └─ peer
 //	X eth0 ──────────────────── eth0                 └─ n2 ──── other
 func TestA17(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := ownCast(t)
 	far := c.AddTunnel(t, "tun0", "198.51.100.1/24", "2001:db8:51::1/64")
 	_, err := c.m.Reconcile()

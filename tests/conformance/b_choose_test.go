@@ -80,6 +80,7 @@ func (c *cast) hostPort(a *actor, port int, proto string, addrs ...string) int {
 // B1: -p 80 and -P take free ports of ip_local_port_range that are not reserved, the same
 // number for IPv4 and IPv6; -P takes every exposed port.
 func TestB1(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.ephemeral(40000, 40199)
 	lab.Sysctl(t, c.Host, "ipv4/ip_local_reserved_ports", "40000-40049,40060,40100-40199")
@@ -179,6 +180,7 @@ func TestB1(t *testing.T) {
 
 // B2: 127.0.0.1::80 takes a free port of that address.
 func TestB2(t *testing.T) {
+	parallel(t)
 	for _, v := range []struct{ addr, other string }{{"127.0.0.1", "127.0.0.2"}, {lab.HostIPv4, "127.0.0.1"}, {"::1", lab.HostIPv6}} {
 		t.Run(v.addr, func(t *testing.T) {
 			c := newCast(t)
@@ -211,6 +213,7 @@ func TestB2(t *testing.T) {
 
 // B3: of a range of host ports for one container port the first free one is taken.
 func TestB3(t *testing.T) {
+	parallel(t)
 	for _, proto := range few([]string{"tcp", "udp"}, 1) {
 		for _, by := range []string{"container", "process", "process on one address"} {
 			t.Run(proto+" "+by, func(t *testing.T) {
@@ -236,6 +239,7 @@ func TestB3(t *testing.T) {
 
 // B4: where no port of the range is left the error is "all ports are allocated".
 func TestB4(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.ephemeral(40000, 40003)
 	c.network("n1", 1, true)
@@ -261,6 +265,7 @@ func TestB4(t *testing.T) {
 
 // B14: the configuration's ip, and init --ip, is the address of a -p without one.
 func TestB14(t *testing.T) {
+	parallel(t)
 	check := func(t *testing.T, c *cast, addr string) {
 		t.Helper()
 		s := c.container("srv", "n1", publish("8080:80", "8080:80/udp", "0.0.0.0:9090:80", "0.0.0.0:9090:80/udp", "80/tcp"))

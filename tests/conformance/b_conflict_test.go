@@ -68,6 +68,7 @@ func (c *cast) denied(a *actor, kind error, words string, specs ...string) {
 
 // B5: a port that another container has.
 func TestB5(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	first := c.container("first", "n1", publish("8080:80", "8081:80/udp", "127.0.0.1:8082:80", "9000-9009:80-89"))
@@ -101,6 +102,7 @@ func TestB5(t *testing.T) {
 
 // B6: a port that a process of the host's has: on every address, on one, by either protocol.
 func TestB6(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	s := c.container("srv", "n1")
@@ -148,6 +150,7 @@ func TestB6(t *testing.T) {
 
 // B7: an address that the host does not have.
 func TestB7(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	s := c.container("srv", "n1")
@@ -169,6 +172,7 @@ func TestB7(t *testing.T) {
 
 // B8: when the second of two bindings fails, the first is free again.
 func TestB8(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	c.container("first", "n1", publish("8081:80", "8081:80/udp"))
@@ -211,6 +215,7 @@ func TestB8(t *testing.T) {
 // B10: bindings conflict exactly when protocol and number are the same and one address covers
 // the other; every pair is tried, in both orders.
 func TestB10(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	a, b := c.container("first", "n1"), c.container("second", "n1")
@@ -260,6 +265,7 @@ func TestB10(t *testing.T) {
 
 // B13: what was removed can be published again at once, whatever connections are in TIME_WAIT.
 func TestB13(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	s := c.container("srv", "n1")

@@ -19,6 +19,7 @@ import (
 //
 //	H: a process in the cgroup          srv: a process in the same cgroup
 func TestB9(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	c.network("n4", 4, false)

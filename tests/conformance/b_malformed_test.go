@@ -33,6 +33,7 @@ var malformed = []struct{ spec, piece string }{
 // B12: a malformed spec is answered by one line that names the piece, an exit status that is
 // not 0, and nothing changes; beside a good spec too.
 func TestB12(t *testing.T) {
+	parallel(t)
 	onlyOurs(t, "words and rules of bpfnet's for what is malformed")
 	c := newCast(t)
 	c.network("n1", 1, true)

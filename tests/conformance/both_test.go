@@ -29,6 +29,7 @@ const fewRows = `^Test(A1|A4|A5|A6|A9|A10|A13|C1|C3|C4|C7|D1|D4)$`
 // A few rows hold on the iptables datapath, too, by the very same tests; and fewer still on the
 // flavour that is not the host's default.
 func TestFewRowsOnIPTables(t *testing.T) {
+	parallel(t)
 	if netfilter() {
 		return // they are what runs
 	}
@@ -48,6 +49,7 @@ func TestFewRowsOnIPTables(t *testing.T) {
 //	        │                          └─ two
 //	        └─ n2 ───────────────────── six, and who joins it
 func TestBothDatapaths(t *testing.T) {
+	parallel(t)
 	seed := uint64(21)
 	if soak() {
 		seed = uint64(time.Now().UnixNano())

@@ -37,6 +37,7 @@ var (
 //	X ── H ─┬─ n1 ──── srv, peer, third       ├─ n3, icc off ──── shy, coy
 //	        └─ n2 ──── other                  └─ n4, DHCP servers allowed ──── giver, taker
 func TestC12(t *testing.T) {
+	parallel(t)
 	c, s, p, o := ownCast(t)
 	c.network("n3", 3, true, iccOff)
 	third, shy, coy := c.container("third", "n1"), c.container("shy", "n3"), c.container("coy", "n3")

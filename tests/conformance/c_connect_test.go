@@ -20,6 +20,7 @@ import (
 //	        ├─ n2 (both) ── other
 //	        └─ n3 (both) ── third
 func TestC11(t *testing.T) {
+	parallel(t)
 	// Of an IPv4 network alone: n2 brings srv its first IPv6 gateway, and with it the
 	// IPv6 side of the published ports.
 	t.Run("first IPv6", func(t *testing.T) { joinAndLeave(t, false) })

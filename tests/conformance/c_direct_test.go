@@ -23,6 +23,7 @@ import (
 //	        │               └─ peer
 //	        └─ n2 ── other
 func TestC6(t *testing.T) {
+	parallel(t)
 	c := newCast(t, lab.RouteToHost())
 	c.network("n1", 1, true, func(o *control.NetworkOptions) { o.Internal = true })
 	c.network("n2", 2, true)
@@ -117,6 +118,7 @@ func (c *cast) forwarding(value string) {
 // C8: who has a route to the containers through H reaches none of them, whether H
 // forwards or not; on a routed network the published ports and ping answer.
 func TestC8(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t, lab.RouteToHost())
 	c.serve(s, 99)
 	world, ss, up := c.world(), c.station(s, "n1"), c.uplink()

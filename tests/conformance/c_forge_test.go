@@ -23,6 +23,7 @@ import (
 //
 // The captures are where a frame could come out: srv's eth0, the bridge and X's eth0.
 func TestC9(t *testing.T) {
+	parallel(t)
 	c, s, p, o := ownCast(t)
 	lab.ServeTCP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Client, "world", ":7000")

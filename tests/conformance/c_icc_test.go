@@ -19,6 +19,7 @@ import (
 
 // C1: peers reach any port of each other, and see each other.
 func TestC1(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := mainCast(t)
 	c.serve(s, 99)
 	for _, port := range []int{80, 99} {
@@ -52,6 +53,7 @@ func iccCast(t testing.TB, opts ...lab.Option) (c *cast, s, p, l *actor) {
 // C2: with icc off nothing of a peer's arrives, by whatever protocol, while the
 // gateway and linked peers are resolved and reached.
 func TestC2(t *testing.T) {
+	parallel(t)
 	c, s, p, l := iccCast(t)
 	lab.ServeTCP(t, c.Host, "host", ":9000")
 	ps, ss, gw := c.station(p, "n1"), c.station(s, "n1"), c.gateway("n1")
@@ -253,6 +255,7 @@ func sum4(frame []byte) {
 
 // C3: icc off takes nothing from published ports, the world and the host.
 func TestC3(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := iccCast(t)
 	lab.ServeTCP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Client, "world", ":7000")
@@ -274,6 +277,7 @@ func TestC3(t *testing.T) {
 
 // C5: containers of two networks do not reach each other.
 func TestC5(t *testing.T) {
+	parallel(t)
 	c, s, p, o := ownCast(t)
 	c.serve(s, 99)
 	ss, os, gw2 := c.station(s, "n1"), c.station(o, "n2"), c.gateway("n2")
@@ -325,6 +329,7 @@ func TestC5(t *testing.T) {
 
 // C7: the host reaches every port of a container, published or not.
 func TestC7(t *testing.T) {
+	parallel(t)
 	c, s, _, o := mainCast(t)
 	c.serve(s, 99)
 	for _, port := range []int{80, 99} {

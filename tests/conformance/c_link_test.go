@@ -22,6 +22,7 @@ import (
 //	             ├─ client  links to srv as db
 //	             └─ third   does not
 func TestC4(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.linkable("n1", 1, true)
 	s := c.container("srv", "n1", publish("8080:80", "8080:80/udp"),

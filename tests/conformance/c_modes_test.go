@@ -25,6 +25,7 @@ import (
 //	        │      └─ peer
 //	        └ hosted                              alone, with lo
 func TestC13(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := mainCast(t)
 	c.publish(s, "8082:81", "8082:81/udp")
 	t.Run("none", func(t *testing.T) { c.in(t).modeNone() })

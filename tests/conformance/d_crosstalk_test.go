@@ -28,6 +28,7 @@ import (
 //	X:9000 ◄── H:any other     srv, peer and other, masqueraded
 //	X:any  ──► H:40002-40008   srv, published
 func TestD6(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	lab.Sysctl(t, c.Host, "ipv4/ip_local_port_range", fmt.Sprint("40000 ", lastEphemeral()))
 	_, err := c.m.Reconcile()

@@ -22,6 +22,7 @@ import (
 //	X, Y, Z ── H ─┬─ n1 ────────────── srv, peer
 //	              └─ n5, full cone ─── open
 func TestD10(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := ownCast(t)
 	y := c.AddClient(t, "Y", "198.51.100.1/24", "2001:db8:198::1/64")
 	z := c.AddClient(t, "Z", "192.0.2.1/24", "2001:db8:192::1/64")

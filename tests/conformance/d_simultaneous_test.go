@@ -23,6 +23,7 @@ import (
 //	              ◄── SYN ───── ◄── SYN ──
 //	              ── SYN-ACK ──► ◄── SYN-ACK ──
 func TestD8(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	x, h := c.world(), c.uplink()
 	for i, family := range ipVersions {

@@ -176,6 +176,7 @@ func (w *ways) kind() string {
 //
 //	H mv0 (macvlan) on eth0 ── eth0 X
 func TestD4Stacked(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := ownCast(t)
 	h, err := c.Host.Netlink()
 	require.NoError(t, err)

@@ -94,6 +94,7 @@ func eachWorld(t *testing.T, w *twoWays, fn func(w *twoWays, f worldOf)) {
 // D2: two uplinks, policy by route; the route moves, the address of an uplink changes: new flows
 // follow at once, those of what is lost end, and nobody else's are touched.
 func TestD2(t *testing.T) {
+	parallel(t)
 	w := newTwoWays(t)
 	eachWorld(t, w, func(w *twoWays, f worldOf) {
 		// Somebody else's: to X itself, which is no matter of the default route.
@@ -189,6 +190,7 @@ func TestD2(t *testing.T) {
 //	H ─┬─ eth0 ───────────────── eth0 ─┬─ X, W 192.0.2.99
 //	   └─ side0 100.64.0.1/24 ── side1 ┘  100.64.0.2/24
 func TestD2Published(t *testing.T) {
+	parallel(t)
 	w := newTwoWays(t)
 	h, err := w.Host.Netlink()
 	require.NoError(t, err)
@@ -242,6 +244,7 @@ func TestD2Published(t *testing.T) {
 // D2: the host's rules send each container its own way; the answers of what they publish
 // go by it as well.
 func TestD2Rules(t *testing.T) {
+	parallel(t)
 	w := newTwoWays(t)
 	eachWorld(t, w, func(w *twoWays, f worldOf) {
 		v6 := f.flag == "-6"
@@ -317,6 +320,7 @@ func TestD2Rules(t *testing.T) {
 
 // A route with two next hops: flows go by both, and when one goes, by the other.
 func TestD2Multipath(t *testing.T) {
+	parallel(t)
 	w := newTwoWays(t)
 	// More than one destination, since sender and receiver decide.
 	eachWorld(t, w, func(w *twoWays, f worldOf) {

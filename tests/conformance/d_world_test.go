@@ -24,6 +24,7 @@ import (
 //	s 10.1.0.2 ── H ─┬─ 203.0.113.1  ── X 203.0.113.2, and behind it 192.0.2.99 (the default route)
 //	                 └─ 198.51.100.1 ── Y 198.51.100.2
 func TestD1(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t, lab.HostDefault())
 	y := c.AddClient(t, "Y", "198.51.100.1/24", "fd99::1/64")
 	lab.AddAddr(t, c.Client, "eth0", "192.0.2.99/32")
@@ -54,6 +55,7 @@ func TestD1(t *testing.T) {
 // D3: a container reaches another network's published port by H's addresses, as in
 // A11, and only so.
 func TestD3(t *testing.T) {
+	parallel(t)
 	c, s, _, o := mainCast(t)
 	c.publish(o, "8090:80", "8090:80/udp")
 	for _, h := range []string{lab.HostIPv4, "10.1.0.1", "10.2.0.1"} {
@@ -70,6 +72,7 @@ func TestD3(t *testing.T) {
 
 // D4: masquerade off: the world, which needs a route, sees the container itself.
 func TestD4(t *testing.T) {
+	parallel(t)
 	c := newCast(t, lab.RouteToHost())
 	off := false
 	c.network("plain", 3, true, func(o *control.NetworkOptions) { o.Masquerade = &off })
@@ -107,6 +110,7 @@ func TestD4(t *testing.T) {
 //	s :5353 ──────────► X:9000
 //	H :5353 ◄────────── X:9000, and others
 func TestD7(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := ownCast(t)
 	service := func(name, addr string) {
 		lab.ServeTCP(t, c.Host, name, addr)
@@ -244,6 +248,7 @@ func (c *cast) handshake(src netip.Addr, sport uint16, dst netip.Addr, dport uin
 // D9: containers and the host ping X with one ICMP id at once, and each gets its own
 // answers.
 func TestD9(t *testing.T) {
+	parallel(t)
 	c, s, p, o := mainCast(t)
 	const id = 777
 	host := &actor{name: "H", ns: c.Host}

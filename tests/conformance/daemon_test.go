@@ -85,6 +85,7 @@ func (c *cast) run(ns *netns.NS, line string) string {
 // The daemon is one for a root, ends by a signal, and nothing depends on it: not when it
 // is killed, nor when the host is uninstalled under it.
 func TestDaemon(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	d := c.daemon()
 	c.refuses([]string{"daemon"}, "one runs for", c.Root, "already")

@@ -25,6 +25,7 @@ import (
 //
 //	X (server) eth0 ── eth0 H ─── srv (client; P:P)
 func TestE9Again(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	require.NoError(t, c.m.Init(&control.Config{MasqueradePorts: "20000-20095"}))
 	for _, ns := range []*netns.NS{s.ns, c.Host} {

@@ -22,6 +22,7 @@ import (
 //	X eth0 (computes its own) ──► H ──► srv          the programs see whole checksums
 //	X eth0 ◄── H uplink (computes what is missing) ◄── srv    the programs see checksums to be made
 func TestE4Sums(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := mainCast(t)
 	lab.ServeTCP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Client, "world", ":7000")

@@ -20,6 +20,7 @@ import (
 //	        │      └─ peer
 //	        └─ n2 ──── other
 func TestE1Refused(t *testing.T) {
+	parallel(t)
 	c, s, p, o := mainCast(t)
 	c.publish(s, "8090:90/udp", "127.0.0.1:8091:90/udp")
 	for _, family := range ipVersions {

@@ -22,6 +22,7 @@ import (
 //
 //	X eth0 ── eth0 H ─── srv (8080:80, P:P/udp)
 func TestE3Hostile(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	x, h, srv, gw := c.world(), c.uplink(), c.station(s, "n1"), c.gateway("n1")
 	n := times(2000, 25)
@@ -83,6 +84,7 @@ func TestE3Hostile(t *testing.T) {
 // E3: a flood of fragments that belong to nothing evicts no flow, and stops no datagram whose fragments come
 // in order.
 func TestE3Flood(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	x, h, srv, gw := c.world(), c.uplink(), c.station(s, "n1"), c.gateway("n1")
 	lab.ServeUDP(t, c.Client, "world", ":7000")
@@ -133,6 +135,7 @@ func TestE3Flood(t *testing.T) {
 // E3: datagrams of the host's own, of which nothing is published, come whole in whatever order their
 // fragments do, there and back.
 func TestE3Host(t *testing.T) {
+	parallel(t)
 	c, _, _, _ := mainCast(t)
 	x, h := c.world(), c.uplink()
 	n := times(2000, 15)

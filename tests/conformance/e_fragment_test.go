@@ -37,6 +37,7 @@ var orders = map[string]func([][]byte) [][]byte{
 //	X eth0 ── eth0 H ─┬─ srv (8080:80/udp)
 //	                  └─ peer
 func TestE3(t *testing.T) {
+	parallel(t)
 	c, s, p, _ := mainCast(t)
 	x, h, srv, peer := c.world(), c.uplink(), c.station(s, "n1"), c.station(p, "n1")
 	gw := c.gateway("n1")

@@ -26,6 +26,7 @@ const (
 //
 //	srv (8080:80) ── H eth1 ── eth0 R eth1 ─ 1,400 ─► eth0 far
 func TestE2Beyond(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	b := c.beyond()
 	b.narrow(c, narrow)
@@ -62,6 +63,7 @@ func TestE2Beyond(t *testing.T) {
 //	              ├─ n1, 1,500 ── srv
 //	              └─ n2, 1,500 ── other
 func TestE2Network(t *testing.T) {
+	parallel(t)
 	c, s, _, o := mainCast(t)
 	c.network("n3", 3, true, func(o *control.NetworkOptions) { o.MTU = narrow })
 	s3 := c.container("srv3", "n3", publish("8083:80", "8083:80/udp"))

@@ -147,6 +147,7 @@ func seen(t testing.TB, at station, port uint16, do func()) *layers.TCP {
 
 // E9: a SYN on the tuple of a connection that is over opens a new one, at once and again and again.
 func TestE9Reopened(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	for _, family := range ipVersions {
 		for name, k := range c.connections(family, s) {
@@ -175,6 +176,7 @@ func TestE9Reopened(t *testing.T) {
 // the next data from either side restores it. A reset that is obeyed closes the flow, after a FIN, too. A
 // connection that is closed on one side lives as long as any other.
 func TestE9Reset(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	for _, family := range ipVersions {
 		for name, k := range c.connections(family, s) {

@@ -49,6 +49,7 @@ type way struct {
 //	X ──── 1 less ────► H:8080 ► srv        other ──── 1 less ────► H:8080 ► srv
 //	X ◄─── 1 less ───── srv                 peer ─── as sent ───► srv ◄─── as sent ───► H
 func TestE8(t *testing.T) {
+	parallel(t)
 	c, s, p, o := mainCast(t)
 	lab.ServeTCP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Client, "world", ":7000")

@@ -35,6 +35,7 @@ func tosOf(frame []byte) uint8 {
 //
 //	X eth0 ── eth0 H ── srv (P:P)
 func TestE12Headers(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	x, h, srv, gw := c.world(), c.uplink(), c.station(s, "n1"), c.gateway("n1")
 	for _, family := range ipVersions {
@@ -132,6 +133,7 @@ func headersOf(frames [][]byte, server uint16, fromClient bool) (list []string) 
 // E12: options and flags that no kernel sends pass as they are; a datagram without a checksum has none when it
 // arrives, and is read.
 func TestE12Strange(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	x, h, srv, gw := c.world(), c.uplink(), c.station(s, "n1"), c.gateway("n1")
 	for _, family := range ipVersions {
@@ -187,6 +189,7 @@ func TestE12Strange(t *testing.T) {
 
 // E12: frames of a VLAN are another network's: what is published is not reached by them, nor anything dropped.
 func TestE12VLAN(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	x, h, srv := c.world(), c.uplink(), c.station(s, "n1")
 	for _, family := range ipVersions {

@@ -17,6 +17,7 @@ import (
 // G10: an unprivileged user opens neither pins nor store and runs no command;
 // a container's root in its own namespaces cannot touch the host's programs.
 func TestG10(t *testing.T) {
+	parallel(t)
 	c, s, _, _ := mainCast(t)
 	before := c.inventory()
 

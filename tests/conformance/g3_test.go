@@ -30,6 +30,7 @@ type killable struct {
 // G3: a command killed at any step: `reconcile`, or the next command, leaves what was before it
 // or what it was to make, and no litter: links, pins, leases, sockets, netns.
 func TestG3(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	c.network("n2", 2, true)

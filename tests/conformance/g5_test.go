@@ -15,6 +15,7 @@ import (
 // G5: the host's firewall may be flushed, reloaded and set to forward nothing, and
 // ip_forward switched, in a loop: no stream loses anything, no new connection fails.
 func TestG5(t *testing.T) {
+	parallel(t)
 	c, s, p, o := mainCast(t)
 	lab.ServeTCP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Client, "world", ":7000")

@@ -17,6 +17,7 @@ import (
 //
 //	greedy ══ twice its quota ══► X:9000          others ──► X:9000
 func TestG7(t *testing.T) {
+	parallel(t)
 	quota := times(5000, 200)
 	for _, proto := range []string{"tcp", "udp"} {
 		for _, family := range ipVersions {

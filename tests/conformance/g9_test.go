@@ -20,6 +20,7 @@ import (
 // G9: a netns path that is swapped while it is attached, a path that is no netns, the host's own
 // netns: an error, and nothing changed in the host.
 func TestG9(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	dir := filepath.Join(c.Dir, "paths")

@@ -183,6 +183,7 @@ func (o *others) table() (lines []string) {
 // Traffic that is not ours is untouched: all that another engine does on this host comes
 // to the same before there is bpfnet, with containers running, and after it is gone.
 func TestOthers(t *testing.T) {
+	parallel(t)
 	o := newOthers(t)
 	before := o.table()
 	for _, must := range []string{

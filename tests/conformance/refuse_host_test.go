@@ -24,6 +24,7 @@ func asNobody(a *syscall.SysProcAttr) { a.Credential = &syscall.Credential{Uid: 
 
 // Without root the first line says so, whatever was asked for and whether the host is set up or not.
 func TestNotRoot(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	c.container("srv", "n1", publish("7000:70"))
@@ -91,6 +92,7 @@ func init() {
 //
 //	blank   a namespace with nothing but lo, in which a second bpfnet is to play the host
 func TestNoHost(t *testing.T) {
+	parallel(t)
 	l := lab.New(t)
 	c := &cast{Lab: l, t: t}
 	blank, path := c.namespace("blank")

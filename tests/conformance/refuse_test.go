@@ -228,6 +228,7 @@ var badLines = []refusal{
 //	        ├─ n2 10.2.0.0/24 ─── other
 //	        └─ a socket of the host's own on port 7200
 func TestBadInput(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	c.network("n2", 2, false)

@@ -21,10 +21,15 @@ import (
 // engines are taken by tests that have an Engine of their own.
 var engines = make(chan struct{}, 3)
 
-// parallel lets a test with an Engine run beside others.
+// beside has the names of the tests that run beside others.
+var beside sync.Map
+
+// parallel lets a test run beside others. One that measures time does not ask for it.
 func parallel(t testing.TB) {
 	if p, ok := t.(interface{ Parallel() }); ok {
-		p.Parallel()
+		if _, already := beside.LoadOrStore(t.Name(), true); !already {
+			p.Parallel()
+		}
 	}
 }
 

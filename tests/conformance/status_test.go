@@ -18,6 +18,7 @@ import (
 //	    ├─ one   detached
 //	    └─ two   detached
 func TestStatusOfGoneDevices(t *testing.T) {
+	parallel(t)
 	const n = 7
 	c := newCast(t)
 	c.network("n1", 1, true)
