@@ -11,10 +11,10 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test tests-at-once tests-timed unit generate fmt vet lint fresh deps conformance differences docker-rows soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean test-engines engines-at-once engines-timed engines-rows engines-deps packages
+.PHONY: help all build demo test tests-at-once tests-timed unit generate fmt vet lint fresh deps conformance differences docker-rows soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean test-engines engines-at-once engines-timed engines-rows test-engines-next engines-deps packages
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 all: build
 
@@ -57,6 +57,9 @@ engines-timed: go-found
 
 engines-rows: go-found
 	$(GO) run ./tests/conformance/run -cast docker
+
+test-engines-next: engines-deps go-found ## the same with Debian 13's engines, from the machine's own mirror into the cache (root)
+	sh scripts/next env BPFNET_ENGINES=next $(GO) test -count=1 -p 1 -timeout 10m ./tests/docker ./tests/dockerdriver ./tests/podman
 
 engines-deps:
 	@NEED="dockerd:docker.io docker-compose:docker-compose podman:podman conmon:conmon runc:runc /usr/lib/cni/host-local:containernetworking-plugins busybox:busybox-static nft:nftables" sh scripts/deps

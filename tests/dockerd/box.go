@@ -55,6 +55,12 @@ type Box struct {
 	V4, V6 string // on the first of its networks that has one
 }
 
+// Gateway is the first address of the box's /16.
+func (b *Box) Gateway() string {
+	parts := strings.Split(b.V4, ".")
+	return parts[0] + "." + parts[1] + ".0.1"
+}
+
 // RunBox starts a container with flags of docker run.
 func (e *Engine) RunBox(name string, flags ...string) *Box {
 	e.T.Helper()

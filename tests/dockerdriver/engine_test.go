@@ -7,7 +7,6 @@ package dockerdriver
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/bpfnet/bpfnet/tests/dockerd"
@@ -40,10 +39,4 @@ func (e *engine) startDaemon() {
 	e.T.Helper()
 	e.StartDaemon("--docker-driver=" + e.plugin())
 	e.Says("docker driver: listening on ")
-}
-
-// gatewayOf is the first address of a box's /16.
-func gatewayOf(b *dockerd.Box) string {
-	parts := strings.Split(b.V4, ".")
-	return parts[0] + "." + parts[1] + ".0.1"
 }

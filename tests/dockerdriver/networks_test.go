@@ -36,7 +36,7 @@ func TestNetworks(t *testing.T) {
 		"dd")
 	s, p, o, w, m, d := boxes["ss"], boxes["pp"], boxes["oo"], boxes["ww"], boxes["mm"], boxes["dd"]
 	q1, q2, i1, i2 := boxes["q1"], boxes["q2"], boxes["i1"], boxes["i2"]
-	host, gateway := lab.HostIPv4, gatewayOf(s)
+	host, gateway := lab.HostIPv4, s.Gateway()
 	lab.ServeTCP(t, e.Client, "world", ":9000")
 	lab.ServeUDP(t, e.Client, "world", ":9000")
 	world, world6 := lab.ClientIPv4+":9000", "["+lab.ClientIPv6+"]:9000"
@@ -106,7 +106,7 @@ func TestNetworks(t *testing.T) {
 		e.Answers(i1.NS, i2.V4+":80", "i2", i1.V4)
 		require.NotContains(t, e.Docker("exec", "i1", "ip", "route"), "default")
 		// Not by the lack of a route alone: the container makes itself one.
-		_, err := e.Run(i1.NS, "ip", "route", "add", "default", "via", gatewayOf(i1))
+		_, err := e.Run(i1.NS, "ip", "route", "add", "default", "via", i1.Gateway())
 		require.NoError(t, err)
 		e.Silent(i1.NS, world, p.NS, world)
 		e.Silent(e.Client, host+":8099", e.Client, host+":8080")

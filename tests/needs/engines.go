@@ -15,3 +15,6 @@ func Engines(t testing.TB) {
 		t.Skip("make test-engines runs it")
 	}
 }
+
+// Next says whether the engines are those of make test-engines-next, which came with Debian 13.
+func Next() bool { return os.Getenv("BPFNET_ENGINES") == "next" }

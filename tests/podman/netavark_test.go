@@ -41,16 +41,22 @@ func newDriver(t testing.TB) *driver {
 	return d
 }
 
+// plugin is the program under the name of the networks' driver.
+func plugin(t testing.TB) string {
+	t.Helper()
+	name := filepath.Join(filepath.Dir(lab.Binary(t)), "bpfnet-netavark")
+	if _, err := os.Lstat(name); err != nil {
+		require.NoError(t, os.Symlink("bpfnet", name))
+	}
+	return name
+}
+
 // call gives what the plugin wrote; an error is the text of its {"error": …}.
 func (d *driver) call(in any, args ...string) (out string, err error) {
 	d.t.Helper()
 	data, err := json.Marshal(in)
 	require.NoError(d.t, err)
-	name := filepath.Join(filepath.Dir(lab.Binary(d.t)), "bpfnet-netavark")
-	if _, err := os.Lstat(name); err != nil {
-		require.NoError(d.t, os.Symlink("bpfnet", name))
-	}
-	cmd := exec.Command(name, args...)
+	cmd := exec.Command(plugin(d.t), args...)
 	cmd.Stdin = bytes.NewReader(data)
 	p, err := d.StartCommand(d.Host, cmd)
 	require.NoError(d.t, err)

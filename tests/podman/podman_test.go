@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package podman runs Debian's podman, on its CNI backend with bpfnet as the plugin, in a
-// lab's host: storage, state, cgroups and configuration of its own.
+// Package podman runs Debian's podman with bpfnet as the plugin of its networks, in a lab's
+// host: storage, state, cgroups and configuration of its own. Debian 12's is on its CNI
+// backend, Debian 13's, by make test-engines-next, on netavark.
 //
 //	X 203.0.113.2 ──── 203.0.113.1 H ─┬─ podman 10.88.0.0/16 ─── containers of an image
 //	                                  └─ back   10.89.0.0/16     with busybox in it
@@ -70,7 +71,11 @@ func newEngine(t testing.TB) *engine {
 	e.m = m
 	require.NoError(t, m.Init(nil))
 	e.parent = filepath.Base(e.Cgroup) + "-podman"
-	e.configure()
+	for _, dir := range []string{"root", "runroot", "tmpdir"} {
+		e.globals = append(e.globals, "--"+dir, filepath.Join(e.dir, dir))
+	}
+	e.globals = append(e.globals, "--storage-driver=vfs")
+	e.setUp()
 	e.image()
 	t.Cleanup(func() {
 		e.podman("rm", "-f", "-t", "0", "-a")
@@ -79,39 +84,6 @@ func newEngine(t testing.TB) *engine {
 		e.dropCgroups()
 	})
 	return e
-}
-
-// configure writes what an administrator would write.
-func (e *engine) configure() {
-	e.t.Helper()
-	networks := filepath.Join(e.dir, "net.d")
-	require.NoError(e.t, os.Mkdir(networks, 0o755))
-	for name, subnet := range map[string]string{"podman": "10.88.0.0/16", "back": "10.89.0.0/16"} {
-		e.write(filepath.Join(networks, name+".conflist"), fmt.Sprintf(`{
-  "cniVersion": "1.0.0", "name": %q, "plugins": [{
-    "type": "bpfnet", "portsHeld": true, "subnets": [%q], "root": %q,
-    "capabilities": {"portMappings": true, "ips": true, "mac": true, "aliases": true, "dns": true}
-  }]
-}`, name, subnet, e.Root))
-	}
-	// podman asks for more than a machine may allow.
-	e.write(filepath.Join(e.dir, "containers.conf"), fmt.Sprintf(`[containers]
-cgroups = "no-conmon"
-default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "none"
-lock_type = "file"
-runtime = "runc"
-[network]
-network_backend = "cni"
-cni_plugin_dirs = [%q]
-network_config_dir = %q
-`, filepath.Dir(lab.Binary(e.t)), networks))
-	for _, dir := range []string{"root", "runroot", "tmpdir"} {
-		e.globals = append(e.globals, "--"+dir, filepath.Join(e.dir, dir))
-	}
-	e.globals = append(e.globals, "--storage-driver=vfs")
 }
 
 func (e *engine) write(path, text string) {
@@ -150,7 +122,7 @@ func (e *engine) podman(args ...string) (out string, err error) {
 			cmd.Env = append(cmd.Env, v)
 		}
 	}
-	cmd.Env = append(cmd.Env, "CONTAINERS_CONF="+filepath.Join(e.dir, "containers.conf"))
+	cmd.Env = append(cmd.Env, "CONTAINERS_CONF="+filepath.Join(e.dir, "containers.conf"), "PODMAN_IGNORE_CGROUPSV1_WARNING=1")
 	p, err := e.StartCommand(e.Host, cmd)
 	require.NoError(e.t, err)
 	err = p.Wait(time.Minute)
@@ -285,4 +257,10 @@ func (e *engine) inspect(name string) map[string]any {
 	require.NoError(e.t, json.Unmarshal([]byte(e.must("inspect", name)), &list))
 	require.Len(e.t, list, 1)
 	return list[0]
+}
+
+// address is a container's IPv4 address on a network, as podman has it.
+func (e *engine) address(name, network string) string {
+	e.t.Helper()
+	return e.must("inspect", "-f", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).IPAddress}}", network), name)
 }
