@@ -4,8 +4,8 @@
 // (netavark's plugin-API.md, API version 1.0.0). The command line calls Main.
 //
 // podman keeps the networks' configurations, and chooses addresses where it has a subnet to
-// choose from. The first container makes the network on the host; nothing tells a plugin that a
-// network was removed, so it stays until bpfnet network rm.
+// choose from. The first container makes the network on the host, and it goes with the last one,
+// as netavark's own do: nothing tells a plugin that a network was removed.
 package netavark
 
 import (
@@ -20,6 +20,9 @@ import (
 
 // runtime marks what was made here.
 const runtime = "netavark"
+
+// label is that of a network made here, with podman's ID of it.
+const label = "netavark.id"
 
 // apiVersion is the only one that there is.
 const apiVersion = "1.0.0"

@@ -4,6 +4,7 @@ package netavark
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -17,6 +18,7 @@ import (
 
 // network is podman's configuration of one: what of it means something here.
 type network struct {
+	ID        string            `json:"id"`
 	Name      string            `json:"name"`
 	Interface string            `json:"network_interface"` // bridge; "": one of our own making
 	Subnets   []subnet          `json:"subnets"`
@@ -24,6 +26,7 @@ type network struct {
 	Internal  bool              `json:"internal"`
 	Options   map[string]string `json:"options"`
 	Routes    []route           `json:"routes"`
+	IPAM      map[string]string `json:"ipam_options"`
 }
 
 type subnet struct {
@@ -84,10 +87,16 @@ func (p *plugin) create() error {
 // create is what the Manager makes of it.
 func (n *network) create() (control.NetworkOptions, error) {
 	o := control.NetworkOptions{Name: n.Name, Bridge: n.Interface, Internal: n.Internal, IPv6: n.IPv6}
+	if n.ID != "" {
+		o.Labels = map[string]string{label: n.ID}
+	}
 	for _, key := range slices.Sorted(maps.Keys(n.Options)) {
 		if !slices.Contains(options, key) {
 			return o, fmt.Errorf("network %s: option %s: not one of %s", n.Name, key, strings.Join(options, ", "))
 		}
+	}
+	if d := n.IPAM["driver"]; d != "" && d != "host-local" && d != "none" {
+		return o, fmt.Errorf("network %s: ipam driver %s: host-local or none", n.Name, d)
 	}
 	for _, s := range n.Subnets {
 		if !s.Subnet.IsValid() {
@@ -121,6 +130,35 @@ func (n *network) create() (control.NetworkOptions, error) {
 		}
 	}
 	return o, nil
+}
+
+// drop removes the network of the name that was made here, unless its ID is keep, or somebody is
+// on it: who has lost his namespace is not.
+func (n *network) drop(m *control.Manager, keep string) error {
+	gone := func(err error) bool { return errors.Is(err, control.ErrNotFound) }
+	made, err := m.Network(n.Name)
+	if gone(err) {
+		return nil
+	}
+	if err != nil || made.Name != n.Name || made.Labels[label] == "" || made.Labels[label] == keep {
+		return err
+	}
+	list, err := m.Attachments(runtime, n.Name)
+	if err != nil {
+		return err
+	}
+	for _, a := range list {
+		if a.Up {
+			return nil
+		}
+		if err := m.Leave(n.Name, a.Container.ID, a.Endpoint.Interface()); err != nil && !gone(err) {
+			return err
+		}
+	}
+	if err := m.RemoveNetwork(made.ID); err != nil && !gone(err) && !errors.Is(err, control.ErrConflict) {
+		return err
+	}
+	return nil
 }
 
 // host lets the network say where the store is.

@@ -97,6 +97,9 @@ func (p *plugin) setup(netns string) error {
 	if opts.Publish, err = specs(r.Ports); err != nil {
 		return err
 	}
+	if err := r.Network.drop(m, r.Network.ID); err != nil { // podman has removed it after a reboot, say
+		return err
+	}
 	j, err := m.Join(opts)
 	if err != nil {
 		return err
@@ -112,10 +115,10 @@ func (p *plugin) teardown() error {
 	}
 	defer m.Close()
 	err = m.Leave(r.Network.Name, control.RuntimeID(runtime, r.ID), r.Options.Interface)
-	if errors.Is(err, control.ErrNotFound) {
-		return nil
+	if err != nil && !errors.Is(err, control.ErrNotFound) {
+		return err
 	}
-	return err
+	return r.Network.drop(m, "")
 }
 
 // specs are the Manager's words for port mappings; a range stays one.

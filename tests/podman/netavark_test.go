@@ -83,6 +83,17 @@ func (d *driver) must(in any, args ...string) map[string]any {
 	return answer
 }
 
+// nothing requires that all is gone again, the networks too.
+func (d *driver) nothing() {
+	d.t.Helper()
+	containers, err := d.m.Containers()
+	require.NoError(d.t, err)
+	require.Empty(d.t, containers)
+	networks, err := d.m.Networks()
+	require.NoError(d.t, err)
+	require.Empty(d.t, networks)
+}
+
 type object = map[string]any
 
 func (d *driver) network(more object) object {
@@ -184,9 +195,20 @@ func TestNetavark(t *testing.T) {
 	require.NoError(t, err, "the ports go by the network that is left")
 	require.NoError(t, ns.Close())
 	require.Nil(t, d.must(second, "teardown", path))
-	containers, err := d.m.Containers()
-	require.NoError(t, err)
-	require.Empty(t, containers)
+	d.nothing()
+
+	// After a reboot that podman has used for another network of the name.
+	ns, path = d.AddNetns(t, "before")
+	first := object{"container_id": containerID, "container_name": "web", "network": n, "network_options": object{"interface_name": "eth0"}}
+	d.must(first, "setup", path)
+	require.NoError(t, ns.Close())
+	_, path = d.AddNetns(t, "after")
+	other := d.network(object{"id": strings.Repeat("2f", 32), "subnets": []any{object{"subnet": "10.91.0.0/24"}}})
+	second = object{"container_id": strings.Repeat("3f", 32), "container_name": "web", "network": other, "network_options": object{"interface_name": "eth0"}}
+	status = d.must(second, "setup", path)
+	require.Equal(t, []any{object{"ipnet": "10.91.0.2/24", "gateway": "10.91.0.1"}}, status["interfaces"].(object)["eth0"].(object)["subnets"])
+	d.must(second, "teardown", path)
+	d.nothing()
 
 	for name, args := range map[string][]string{"nothing": nil, "unknown": {"frob"}, "no namespace": {"setup"}, "not there": {"setup", "/run/netns/not-there-at-all"}} {
 		t.Run(name, func(t *testing.T) {
