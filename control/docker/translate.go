@@ -80,6 +80,8 @@ func networkOf(n *network.Network) (a control.AdoptedNetwork, problems []string,
 			a.Subnets = append(a.Subnets, control.Subnet{Prefix: c.Subnet.Masked(), Gateway: c.Gateway})
 		}
 	}
+	// The Engine has those that were asked for first.
+	slices.SortFunc(a.Subnets, func(x, y control.Subnet) int { return x.Prefix.Addr().BitLen() - y.Prefix.Addr().BitLen() })
 	mode4, mode6 := n.Options[optMode4], n.Options[optMode6]
 	for _, mode := range []string{mode4, mode6} {
 		switch mode {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
@@ -16,7 +17,10 @@ import (
 	"github.com/bpfnet/bpfnet/control"
 )
 
-// The answers in testdata/20.10 are recorded, those in testdata/28 are not: see its README.
+// recorded are the Engines whose answers in testdata are. Those in testdata/28 are not: see its
+// README.
+var recorded = []string{"20.10", "26.1"}
+
 func read[T any](t *testing.T, path string) (v T) {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("testdata", path))
@@ -31,7 +35,7 @@ func networks(t *testing.T, path string) (byName map[string]control.AdoptedNetwo
 	for _, n := range read[[]network.Summary](t, path) {
 		if a, lacks, ok := networkOf(&n.Network); ok {
 			require.Equal(t, n.ID, a.ID)
-			require.False(t, a.Created.IsZero() && path == "20.10/networks.json")
+			require.False(t, a.Created.IsZero() && !strings.HasPrefix(path, "28/"))
 			byName[n.Name], problems[n.Name], ids[a.ID] = a, lacks, true
 		}
 	}
@@ -46,18 +50,21 @@ func subnets(list ...string) (s []control.Subnet) {
 	return s
 }
 
-func TestNetworks2010(t *testing.T) {
-	got, problems, _ := networks(t, "20.10/networks.json")
-	require.Len(t, got, 4, "host and none are no networks of ours")
-	for name, want := range map[string]control.AdoptedNetwork{
-		"bridge": {Bridge: "docker0", Default: true, ICC: true, Isolate: true, MTU: 1500, Subnets: subnets("172.17.0.0/16", "")},
-		"n1":     {Bridge: "br-" + got["n1"].ID[:12], Masquerade: true, Isolate: true, MTU: 1400, Subnets: subnets("172.18.0.0/16", "172.18.0.1")},
-		"inner":  {Bridge: "br-" + got["inner"].ID[:12], Internal: true, ICC: true, Masquerade: true, Isolate: true, Subnets: subnets("172.19.0.0/16", "172.19.0.1")},
-		"six":    {Bridge: "six0", ICC: true, Isolate: true, Subnets: subnets("172.20.0.0/16", "172.20.0.1", "fd00:6::/64", "")},
-	} {
-		want.ID, want.Name, want.Created = got[name].ID, name, got[name].Created
-		require.Equal(t, want, got[name])
-		require.Empty(t, problems[name])
+func TestNetworksRecorded(t *testing.T) {
+	for _, version := range recorded {
+		got, problems, _ := networks(t, version+"/networks.json")
+		require.Len(t, got, 4, "host and none are no networks of ours")
+		gateway := map[string]string{"26.1": "172.17.0.1"}[version] // of its default network 20.10 does not say it
+		for name, want := range map[string]control.AdoptedNetwork{
+			"bridge": {Bridge: "docker0", Default: true, ICC: true, Isolate: true, MTU: 1500, Subnets: subnets("172.17.0.0/16", gateway)},
+			"n1":     {Bridge: "br-" + got["n1"].ID[:12], Masquerade: true, Isolate: true, MTU: 1400, Subnets: subnets("172.18.0.0/16", "172.18.0.1")},
+			"inner":  {Bridge: "br-" + got["inner"].ID[:12], Internal: true, ICC: true, Masquerade: true, Isolate: true, Subnets: subnets("172.19.0.0/16", "172.19.0.1")},
+			"six":    {Bridge: "six0", ICC: true, Isolate: true, Subnets: subnets("172.20.0.0/16", "172.20.0.1", "fd00:6::/64", "")},
+		} {
+			want.ID, want.Name, want.Created = got[name].ID, name, got[name].Created
+			require.Equal(t, want, got[name], version)
+			require.Empty(t, problems[name])
+		}
 	}
 }
 
@@ -75,12 +82,18 @@ func TestNetworks28(t *testing.T) {
 	require.Len(t, problems["open"], 2, "the mode, and the MTU")
 }
 
-func TestContainers2010(t *testing.T) {
-	nets, _, bridges := networks(t, "20.10/networks.json")
-	db := read[container.InspectResponse](t, "20.10/db.json")
+func TestContainersRecorded(t *testing.T) {
+	for _, version := range recorded {
+		t.Run(version, func(t *testing.T) { containersOf(t, version) })
+	}
+}
+
+func containersOf(t *testing.T, version string) {
+	nets, _, bridges := networks(t, version+"/networks.json")
+	db := read[container.InspectResponse](t, version+"/db.json")
 	names := func(name string) string { return map[string]string{"db": db.ID}[name] }
 	translate := func(name string) (control.AdoptedContainer, bool) {
-		c := read[container.InspectResponse](t, "20.10/"+name+".json")
+		c := read[container.InspectResponse](t, version+"/"+name+".json")
 		return containerOf(&c, bridges, names)
 	}
 	web, ok := translate("web")
@@ -124,12 +137,12 @@ func TestContainers28(t *testing.T) {
 
 // Whatever the Engine says, it is read or left out.
 func FuzzTranslate(f *testing.F) {
-	for _, p := range []string{"20.10/web.json", "20.10/six.json", "28/two.json"} {
+	for _, p := range []string{"20.10/web.json", "20.10/six.json", "26.1/six.json", "28/two.json"} {
 		raw, err := os.ReadFile(filepath.Join("testdata", p))
 		require.NoError(f, err)
 		f.Add(raw)
 	}
-	for _, p := range []string{"20.10/networks.json", "28/networks.json"} {
+	for _, p := range []string{"20.10/networks.json", "26.1/networks.json", "28/networks.json"} {
 		raw, err := os.ReadFile(filepath.Join("testdata", p))
 		require.NoError(f, err)
 		var list []json.RawMessage
@@ -162,12 +175,14 @@ func TestFixed(t *testing.T) {
 		"hosted": nil,
 		"db":     nil,
 	} {
-		c := read[container.InspectResponse](t, "20.10/"+name+".json")
-		got := fixed(&c)
-		require.ElementsMatch(t, want, got.Ports, name)
-		require.Equal(t, c.ID, got.ID)
-		require.Equal(t, name, got.Name)
-		require.Empty(t, got.Netns)
+		for _, version := range recorded {
+			c := read[container.InspectResponse](t, version+"/"+name+".json")
+			got := fixed(&c)
+			require.ElementsMatch(t, want, got.Ports, version, name)
+			require.Equal(t, c.ID, got.ID)
+			require.Equal(t, name, got.Name)
+			require.Empty(t, got.Netns)
+		}
 	}
 	require.True(t, ownBinding(map[string]string{optBinding: "127.0.0.1"}))
 	require.False(t, ownBinding(map[string]string{optBinding: "0.0.0.0"}))
