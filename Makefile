@@ -59,7 +59,8 @@ engines-rows: go-found
 	$(GO) run ./tests/conformance/run -cast docker
 
 test-engines-next: engines-deps go-found ## the same with Debian 13's engines, from the machine's own mirror into the cache (root)
-	sh scripts/next env BPFNET_ENGINES=next $(GO) test -count=1 -p 1 -timeout 10m ./tests/docker ./tests/dockerdriver ./tests/podman
+	sh scripts/next env BPFNET_ENGINES=next $(GO) test -count=1 -p 1 -timeout 20m ./tests/docker ./tests/dockerdriver ./tests/podman
+	sh scripts/next env BPFNET_ENGINES=next $(GO) test -count=1 -run Containerd ./tests/cni
 
 engines-deps:
 	@NEED="dockerd:docker.io docker-compose:docker-compose podman:podman conmon:conmon runc:runc /usr/lib/cni/host-local:containernetworking-plugins busybox:busybox-static nft:nftables" sh scripts/deps
