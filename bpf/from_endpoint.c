@@ -39,7 +39,8 @@ static __always_inline __u32 peer_rule(struct scratch *s, const struct network *
 	return rule ? *rule : 0;
 }
 
-/* To a service of the host. Returns a reason. */
+/* To a service of the host. Returns a reason, or MISS: it is there already, and nothing has
+ * to be remembered. */
 static __noinline int decide_host(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 number = s->network;
@@ -49,6 +50,8 @@ static __noinline int decide_host(struct __sk_buff *skb, struct scratch *s)
 
 	if (!n || !e)
 		return REASON_UNKNOWN_ENDPOINT;
+	if (!n->bridge)
+		return MISS;
 	begin(s, FLOW_HOST, FLOW_OPTIONAL);
 	s->flow.verdict = VERDICT_HOST;
 	s->flow.ifindex = n->bridge;
@@ -127,7 +130,7 @@ static __noinline int decide_world(struct __sk_buff *skb, struct scratch *s)
 	return enter_with_port(skb, s, s->endpoint, 1);
 }
 
-/* Where a unicast packet with a tuple may go. Returns a reason. */
+/* Where a unicast packet with a tuple may go. Returns a reason, or MISS: up the host's stack. */
 static __always_inline int decide(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
@@ -136,7 +139,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct scratch *s)
 
 	if (!n)
 		return REASON_UNKNOWN_ENDPOINT;
-	host = host_addr(&p->daddr) || addr_equal(&p->daddr, &n->link_local);
+	host = is_host(&p->daddr, n);
 	if (host) {
 		if (n->flags & NETWORK_INTERNAL) {
 			if (!addr_equal(&p->daddr, &n->gateway4) && !addr_equal(&p->daddr, &n->gateway6) &&
@@ -182,7 +185,7 @@ static __noinline int pass_untracked(struct __sk_buff *skb, struct scratch *s)
 
 	if (!n)
 		return drop(skb, REASON_UNKNOWN_ENDPOINT);
-	if (host_addr(&p->daddr) || addr_equal(&p->daddr, &n->link_local)) {
+	if (is_host(&p->daddr, n)) {
 		if ((n->flags & NETWORK_INTERNAL) && !addr_equal(&p->daddr, &n->gateway4) &&
 		    !addr_equal(&p->daddr, &n->gateway6) && !addr_equal(&p->daddr, &n->link_local))
 			return drop(skb, REASON_INTERNAL);
@@ -215,10 +218,10 @@ static __noinline int spread(struct __sk_buff *skb, struct scratch *s)
 	if (s->packet.proto != IPPROTO_IGMP && !(s->packet.family == 6 && s->packet.kind == PACKET_ICMP &&
 	    (s->packet.icmp_type == ICMPV6_MLD2 ||
 	     (s->packet.icmp_type >= ICMPV6_MLD_FIRST && s->packet.icmp_type <= ICMPV6_MLD_LAST)))) {
-		if (n->flags & NETWORK_ICC)
-			flood_members(skb, number, s->endpoint);
-		else
+		if (!(n->flags & NETWORK_ICC))
 			drop(skb, REASON_ICC_DENIED);
+		else if (n->bridge)
+			flood_members(skb, number, s->endpoint);
 	}
 	return hand_to_host(skb, n);
 }
@@ -234,6 +237,8 @@ static __always_inline int unicast_packet(struct __sk_buff *skb, struct scratch 
 	if (s->packet.kind != PACKET_FLOW)
 		return pass_untracked(skb, s);
 	err = decide(skb, s);
+	if (err == MISS)
+		return PASS;
 	return err ? drop(skb, err) : first(skb, s);
 }
 
@@ -298,7 +303,8 @@ static __noinline int from_endpoint_slow(struct __sk_buff *skb)
 	if (addr_unspecified(&p->daddr))
 		return drop(skb, REASON_MALFORMED);
 	if (p->kind == PACKET_FRAGMENT && p->frag_off) {
-		err = followed(p) ? later_fragment(skb, s, DROP) : MISS;
+		/* The host's own stack gets what may be its, as from an uplink. */
+		err = !followed(p) ? MISS : later_fragment(skb, s, !n->bridge && is_host(&p->daddr, n) ? PASS : DROP);
 		return err != MISS ? err : pass_untracked(skb, s);
 	}
 	fragmented = p->kind == PACKET_FRAGMENT;

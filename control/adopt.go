@@ -45,12 +45,13 @@ type Adopted struct {
 	Gone       []string // IDs of containers and networks to let go
 }
 
-// AdoptedNetwork is a bridge network of an engine's.
+// AdoptedNetwork is a network of an engine's: a bridge, or cables that end at the host. One
+// without a bridge is let go with its last container.
 type AdoptedNetwork struct {
 	ID         string // 64 hex digits
 	Name       string
 	Default    bool   // masquerade is as the host's configuration has it, icc off if either says so
-	Bridge     string // device; it exists
+	Bridge     string // device; it exists; "": none
 	Subnets    []Subnet
 	Internal   bool
 	ICC        bool
@@ -77,9 +78,10 @@ type AdoptedContainer struct {
 	Links     []Link   // Target is an ID; one whose target is not adopted rests
 }
 
-// AdoptedEndpoint is a veth from a container to a port of its network's bridge.
+// AdoptedEndpoint is a veth from a container to a port of its network's bridge, or to the host.
 type AdoptedEndpoint struct {
 	Network string // ID
+	Device  string // host's end, on a network without a bridge
 	MAC     string // of the container's end
 	IPv4    netip.Prefix
 	IPv6    netip.Prefix
@@ -165,6 +167,13 @@ func (o *op) adopt(a *Adopted) error {
 	for i := range a.Containers {
 		c := &a.Containers[i]
 		o.attempt("links of "+a.Engine+"/"+c.Name, func() error { return o.adoptLinks(c) })
+	}
+	networks, err := o.allNetworks()
+	if err != nil {
+		return err
+	}
+	if _, err := o.letGoEmpty(networks); err != nil {
+		return err
 	}
 	switch {
 	case !a.Whole:

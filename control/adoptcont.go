@@ -218,21 +218,37 @@ func (o *op) endsInto(ns *netns.NS) ([]link.HostEnd, error) {
 	return link.EndsInto(host, ns, o.devices)
 }
 
-func (o *op) adoptEndpoint(c *Container, n *Network, want *AdoptedEndpoint, ns *netns.NS, ends []link.HostEnd) error {
+// hostEnd is the host's end of an endpoint's cable.
+func (o *op) hostEnd(c *Container, n *Network, want *AdoptedEndpoint, ends []link.HostEnd) (end link.HostEnd, err error) {
 	bridge, err := o.bridgeIndex(n)
 	if err != nil {
-		return err
+		return end, err
 	}
-	i := slices.IndexFunc(ends, func(e link.HostEnd) bool { return e.Master == bridge })
-	if i < 0 {
-		return notFound("network %s: no port of bridge %s leads to the container", n.Name, n.Bridge)
+	i := slices.IndexFunc(ends, func(e link.HostEnd) bool { return e.Master == bridge && (bridge != 0 || e.Name == want.Device) })
+	switch {
+	case i < 0 && bridge == 0:
+		return end, notFound("network %s: device %.15q: no veth between the host and the container", n.Name, want.Device)
+	case i < 0:
+		return end, notFound("network %s: no port of bridge %s leads to the container", n.Name, n.Bridge)
+	}
+	for _, other := range c.Endpoints {
+		if other.Network != n.ID && other.HostIndex == ends[i].Index {
+			return end, conflict("device %s: is the container's cable to another network", ends[i].Name)
+		}
+	}
+	return ends[i], nil
+}
+
+func (o *op) adoptEndpoint(c *Container, n *Network, want *AdoptedEndpoint, ns *netns.NS, ends []link.HostEnd) error {
+	end, err := o.hostEnd(c, n, want, ends)
+	if err != nil {
+		return err
 	}
 	for _, p := range []netip.Prefix{want.IPv4, want.IPv6} {
 		if p.IsValid() && !slices.ContainsFunc(n.Subnets, func(s Subnet) bool { return s.Prefix.Contains(p.Addr()) }) {
 			return invalid("network %s: address %s is in none of its subnets", n.Name, p.Addr())
 		}
 	}
-	end := ends[i]
 	ep := c.Endpoints[n.ID]
 	if ep != nil && (ep.HostIndex != end.Index || ep.MAC != want.MAC || ep.IPv4 != want.IPv4 || ep.IPv6 != want.IPv6) {
 		if err := o.letGoEndpoint(c, n, ep); err != nil {

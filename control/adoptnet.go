@@ -3,6 +3,7 @@
 package control
 
 import (
+	"cmp"
 	"reflect"
 
 	"github.com/bpfnet/bpfnet/control/ipam"
@@ -14,8 +15,10 @@ func (n *AdoptedNetwork) check() error {
 	if err := checkEngineID("network", n.ID); err != nil {
 		return err
 	}
-	if err := link.CheckName(n.Bridge); err != nil {
-		return err
+	if n.Bridge != "" {
+		if err := link.CheckName(n.Bridge); err != nil {
+			return err
+		}
 	}
 	if err := checkMTU(n.MTU); err != nil {
 		return err
@@ -91,19 +94,22 @@ func (o *op) adoptNetwork(engine string, want *AdoptedNetwork) error {
 	if had && reflect.DeepEqual(old.Subnets, n.Subnets) && old.Bridge == n.Bridge {
 		return nil
 	}
-	o.did("network %s: adopted, bridge %s", n.Name, n.Bridge)
+	o.did("network %s: adopted, bridge %s", n.Name, cmp.Or(n.Bridge, "none"))
 	return o.devicesChanged(n)
 }
 
 // plannedNetwork is the record that an engine's network is to have. A gateway that the
 // engine does not name is the bridge's address.
 func (o *op) plannedNetwork(engine string, want *AdoptedNetwork) (*Network, error) {
-	dev, err := o.foreignBridge(want.Bridge)
-	if err != nil {
-		return nil, err
-	}
-	if dev == nil {
-		return nil, notFound("bridge %s: no such device", want.Bridge)
+	dev := &foreign{mac: bridgeMAC(want.ID)}
+	if want.Bridge != "" {
+		var err error
+		if dev, err = o.foreignBridge(want.Bridge); err != nil {
+			return nil, err
+		}
+		if dev == nil {
+			return nil, notFound("bridge %s: no such device", want.Bridge)
+		}
 	}
 	n := &Network{
 		ID: want.ID, Engine: engine, Created: want.Created,
@@ -125,6 +131,7 @@ func (o *op) plannedNetwork(engine string, want *AdoptedNetwork) (*Network, erro
 		s.Router = s.Gateway
 		n.Subnets = append(n.Subnets, s)
 	}
+	var err error
 	n.Name, err = o.engineName(bucketNetworkNames, engine, want.Name, want.ID)
 	return n, err
 }
@@ -170,7 +177,7 @@ func (o *op) configureAdopted() error {
 // bridgeFree says whether no other network has the bridge.
 func (o *op) bridgeFree(n *Network) error {
 	return store.Each(o.tx, bucketNetworks, func(id string, other Network) error {
-		if id != n.ID && other.Bridge == n.Bridge {
+		if id != n.ID && n.Bridge != "" && other.Bridge == n.Bridge {
 			return conflict("bridge %s: network %s uses it", n.Bridge, other.Name)
 		}
 		return nil
@@ -202,6 +209,27 @@ func (o *op) letGoNetwork(n *Network) error {
 	return o.removeNetwork(n)
 }
 
+// letGoEmpty lets those networks go that have no bridge, and no container any more, and
+// returns the others.
+func (o *op) letGoEmpty(all []*Network) (rest []*Network, err error) {
+	for _, n := range all {
+		members := 0
+		err := store.EachPrefix(o.tx, bucketMembers, n.ID+"/", func(string, uint32) error {
+			members++
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		if n.Bridge != "" || members > 0 {
+			rest = append(rest, n)
+		} else if err := o.letGoNetwork(n); err != nil {
+			return nil, err
+		}
+	}
+	return rest, nil
+}
+
 // forgetNetwork takes a network that could not be raised out of the store again.
 func (o *op) forgetNetwork(n *Network, why error) error {
 	for bucket, key := range map[string]string{bucketNetworks: n.ID, bucketNetworkNames: n.Name} {
@@ -223,7 +251,7 @@ func (o *op) settleNetworks() (list []*Network, err error) {
 		return nil, err
 	}
 	for _, n := range all {
-		if n.Engine != "" {
+		if n.Engine != "" && n.Bridge != "" {
 			dev, err := o.device(n.Bridge)
 			if err != nil {
 				return nil, err

@@ -44,6 +44,9 @@ func (o *op) bridges() ([]BridgeInfo, error) {
 	}
 	var list []BridgeInfo
 	for _, n := range networks {
+		if n.Bridge == "" {
+			continue
+		}
 		info := BridgeInfo{Name: n.Bridge, Network: n.Name, Ports: []BridgePort{}}
 		if dev := seen.devices[n.Bridge]; dev != nil {
 			info.ID = bridgeID(dev)

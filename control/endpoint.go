@@ -252,8 +252,12 @@ func (o *op) cable(c *Container, n *Network, ep *Endpoint, cont *netns.NS) error
 	return o.setNeighbors(n, ep)
 }
 
-// setNeighbors tells the host the container's MAC: nobody answers in its place.
+// setNeighbors tells the host the container's MAC: nobody answers in its place. On a cable
+// that ends at the host nobody else could.
 func (o *op) setNeighbors(n *Network, ep *Endpoint) error {
+	if n.Bridge == "" {
+		return nil
+	}
 	ns, err := o.hostNetns()
 	if err != nil {
 		return err
@@ -277,7 +281,7 @@ func (o *op) uncable(n *Network, ep *Endpoint) error {
 	}
 	var errs []error
 	errs = append(errs, o.path().ClearEndpoint(ep.Slot, n.Number))
-	if bridge, err := o.bridgeIndex(n); err == nil {
+	if bridge, err := o.bridgeIndex(n); err == nil && bridge != 0 {
 		errs = append(errs, link.DelNeighbors(ns, bridge, endpointAddrs(ep)))
 	}
 	if n.Engine+n.Driver == "" { // else an engine has one end
@@ -395,6 +399,9 @@ func addrList(ep *Endpoint) string {
 
 // device finds a device of the host by name; nil when there is none.
 func (o *op) device(name string) (netlink.Link, error) {
+	if name == "" {
+		return nil, nil
+	}
 	ns, err := o.hostNetns()
 	if err != nil {
 		return nil, err

@@ -165,7 +165,7 @@ func (o *op) createNetwork(opts NetworkOptions) (*Network, error) {
 }
 
 // devicesChanged tells the programs of a network that has come or gone. A bridge of the
-// user's is an uplink before and after, and none meanwhile.
+// user's, or a cable of an engine's, is an uplink before and after, and none meanwhile.
 func (o *op) devicesChanged(n *Network) error {
 	if n.ForeignBridge {
 		o.rebuild = true
@@ -233,6 +233,9 @@ func bridgeMAC(id string) net.HardwareAddr {
 
 // raiseNetwork makes the kernel have the network; what is there already stays.
 func (o *op) raiseNetwork(n *Network) error {
+	if n.Bridge == "" {
+		return o.tellNetwork(n, 0)
+	}
 	ns, err := o.hostNetns()
 	if err != nil {
 		return err

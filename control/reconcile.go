@@ -110,6 +110,9 @@ func (o *op) reconcile() error {
 	if err != nil {
 		return err
 	}
+	if networks, err = o.letGoEmpty(networks); err != nil {
+		return err
+	}
 	for _, n := range networks {
 		o.attempt("network "+n.Name, func() error { return o.raiseNetwork(n) })
 	}

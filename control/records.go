@@ -56,7 +56,7 @@ type Network struct {
 	Name            string            `json:"name"`   // "bridge" is the default network
 	Number          uint32            `json:"number"` // the programs' id, 1..4095
 	Created         time.Time         `json:"created"`
-	Bridge          string            `json:"bridge"`                  // device
+	Bridge          string            `json:"bridge"`                  // device; "": none, each cable ends at the host
 	Engine          string            `json:"engine,omitempty"`        // whose it is: see Manager.Adopt
 	EngineDefault   bool              `json:"engineDefault,omitempty"` // the network of its engine that obeys icc and ip-masq
 	EngineICC       bool              `json:"engineICC,omitempty"`     // what the engine says of it

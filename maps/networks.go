@@ -19,7 +19,7 @@ type Network struct {
 	Isolate    bool // not reached from other networks
 	Routed     bool // gateway-mode routed
 	FullCone   bool
-	Bridge     int              // ifindex
+	Bridge     int              // ifindex; 0: none, each endpoint's cable ends at the host
 	MTU        int              // bytes, 68 to 65535
 	MAC        net.HardwareAddr // of the bridge
 	Gateway4   netip.Addr       // zero: none, as below
@@ -91,6 +91,9 @@ func (n *Networks) Set(num uint32, nw Network) error {
 			return err
 		}
 	}
+	if nw.Bridge == 0 {
+		return nil
+	}
 	return n.devices.SetBridge(nw.Bridge, num)
 }
 
@@ -135,7 +138,7 @@ func (n *Networks) Get(num uint32) (nw Network, ok bool, err error) {
 // List is the numbers of all networks, ascending.
 func (n *Networks) List() (nums []uint32, err error) {
 	err = n.networks.each(func(num uint32, w loader.BPFNetwork) error {
-		if w.Bridge != 0 {
+		if w.Mtu != 0 {
 			nums = append(nums, num)
 		}
 		return nil
@@ -196,8 +199,8 @@ func (nw *Network) flags() []struct {
 }
 
 func (nw Network) wire() (w loader.BPFNetwork, err error) {
-	if nw.Bridge <= 0 {
-		return w, fmt.Errorf("bridge %d: not positive", nw.Bridge)
+	if nw.Bridge < 0 {
+		return w, fmt.Errorf("bridge %d: negative", nw.Bridge)
 	}
 	w = loader.BPFNetwork{
 		Bridge:   uint32(nw.Bridge),

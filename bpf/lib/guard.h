@@ -44,9 +44,17 @@ static __always_inline int hand_to(struct __sk_buff *skb, __u32 id)
 	return bpf_redirect_peer(e->ifindex, 0);
 }
 
+/* Up the host's stack: by the bridge, or where a cable without one ends already. */
 static __always_inline int hand_to_host(struct __sk_buff *skb, const struct network *n)
 {
-	return bpf_redirect(n->bridge, BPF_F_INGRESS);
+	return n->bridge ? bpf_redirect(n->bridge, BPF_F_INGRESS) : PASS;
+}
+
+/* Is it an address of the host's, as n's containers see it? On a cable that ends at the
+ * host nobody else is link-local. */
+static __always_inline bool is_host(const struct addr *a, const struct network *n)
+{
+	return host_addr(a) || (n->bridge ? addr_equal(a, &n->link_local) : addr_link_local6(a));
 }
 
 /* A question or an answer about `about`, from s->endpoint: to the host, to the one
@@ -61,8 +69,7 @@ static __noinline int neighbour(struct __sk_buff *skb, struct scratch *s, const 
 	/* Nobody's, though it is what a network without IPv6 has for a gateway. */
 	if (addr_zero(about))
 		return drop(skb, REASON_NO_ENDPOINT);
-	if (host_addr(about) || addr_equal(about, &n->link_local) || addr_equal(about, &n->gateway4) ||
-	    addr_equal(about, &n->gateway6))
+	if (is_host(about, n) || addr_equal(about, &n->gateway4) || addr_equal(about, &n->gateway6))
 		return hand_to_host(skb, n);
 	id = endpoint_of(number, about);
 	if (!id)

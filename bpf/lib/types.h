@@ -180,7 +180,7 @@ enum network_flags {
 
 struct network {
 	__u32 flags;			/* enum network_flags */
-	__u32 bridge;			/* ifindex */
+	__u32 bridge;			/* ifindex; 0: none, each endpoint's cable ends at the host */
 	__u32 members;			/* entries of the members map */
 	__u16 mtu;
 	__u8 mac[6];			/* of the bridge */

@@ -11,16 +11,17 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
 
 	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/control/netns"
 )
 
-// cables are the names that the plugin bridge gives its veths.
+// cables are the names that the plugins bridge and ptp give their veths.
 const cables = "^veth[0-9a-f]{8}$"
 
-// Chained: another plugin of the list, bridge, has made the cable and given the addresses, and
-// its result comes with the call. The Manager adopts them as an engine's: it carries the
+// Chained: another plugin of the list, bridge or ptp, has made the cable and given the addresses,
+// and its result comes with the call. The Manager adopts them as an engine's: it carries the
 // packets and publishes the ports, and makes or deletes nothing.
 
 // madeHere are settings of a network of our own making.
@@ -116,29 +117,31 @@ func (c *call) found(prev *current.Result) (*control.AdoptedNetwork, *control.Ad
 		ID: networkID(c.conf.Name), Name: c.conf.Name,
 		ICC: truth(c.conf.ICC), Masquerade: truth(c.conf.IPMasq), Isolate: truth(c.conf.Isolate),
 	}
-	bridges, err := c.bridges()
+	devices, err := c.devices()
 	if err != nil {
 		return nil, nil, err
 	}
-	mine, mac := -1, ""
+	mine, ep := -1, &control.AdoptedEndpoint{Network: n.ID}
 	for i, l := range prev.Interfaces {
-		switch mtu, isBridge := bridges[l.Name]; {
-		case l.Sandbox == "" && isBridge:
-			n.Bridge, n.MTU = l.Name, mtu
+		switch dev := devices[l.Name]; {
 		case l.Sandbox == c.Netns && l.Name == c.IfName:
-			mine, mac = i, l.Mac
+			mine, ep.MAC = i, l.Mac
+		case l.Sandbox != "" || dev == nil:
+		case dev.Type() == "bridge":
+			n.Bridge, n.MTU = l.Name, dev.Attrs().MTU
+		case dev.Type() == "veth" && n.Bridge == "":
+			ep.Device, n.MTU = l.Name, dev.Attrs().MTU
 		}
 	}
 	if mine < 0 {
 		return nil, nil, bad("has no interface %s in %s", c.IfName, c.Netns)
 	}
-	if n.Bridge == "" {
-		return nil, nil, bad("names no bridge of the host's: bpfnet can follow the plugin bridge, and none that makes no port of a bridge")
+	if n.Bridge+ep.Device == "" {
+		return nil, nil, bad("names no bridge and no veth of the host's: bpfnet can follow the plugins bridge and ptp")
 	}
-	if _, err := net.ParseMAC(mac); err != nil {
-		return nil, nil, bad("interface %s: mac %.40q: no MAC address", c.IfName, mac)
+	if _, err := net.ParseMAC(ep.MAC); err != nil {
+		return nil, nil, bad("interface %s: mac %.40q: no MAC address", c.IfName, ep.MAC)
 	}
-	ep := &control.AdoptedEndpoint{Network: n.ID, MAC: mac}
 	for _, ip := range prev.IPs {
 		if ip.Interface != nil && *ip.Interface != mine {
 			continue
@@ -170,9 +173,8 @@ func (c *call) found(prev *current.Result) (*control.AdoptedNetwork, *control.Ad
 
 func truth(b *bool) bool { return b == nil || *b }
 
-// bridges are those of the runtime's namespace, where the plugins before have worked, with
-// their MTUs.
-func (c *call) bridges() (map[string]int, error) {
+// devices are those of the runtime's namespace, where the plugins before have worked.
+func (c *call) devices() (map[string]netlink.Link, error) {
 	ns, err := netns.Current()
 	if err != nil {
 		return nil, err
@@ -187,11 +189,9 @@ func (c *call) bridges() (map[string]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	found := make(map[string]int)
+	found := make(map[string]netlink.Link)
 	for _, l := range links {
-		if l.Type() == "bridge" {
-			found[l.Attrs().Name] = l.Attrs().MTU
-		}
+		found[l.Attrs().Name] = l
 	}
 	return found, nil
 }
@@ -230,7 +230,7 @@ func (c *call) adopted(id, netns string) (*control.AdoptedContainer, error) {
 	}
 	for _, ep := range have.Endpoints {
 		want.Endpoints = append(want.Endpoints, control.AdoptedEndpoint{
-			Network: ep.Network, MAC: ep.MAC, IPv4: ep.IPv4, IPv6: ep.IPv6, Aliases: ep.Aliases, Gateway: ep.Gateway,
+			Network: ep.Network, Device: ep.HostIf, MAC: ep.MAC, IPv4: ep.IPv4, IPv6: ep.IPv6, Aliases: ep.Aliases, Gateway: ep.Gateway,
 		})
 	}
 	list, err := c.m.Publications(have.ID)

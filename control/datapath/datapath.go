@@ -36,7 +36,8 @@ type Datapath interface {
 	// RefreshAddrs follows the host's addresses: after a bridge has come or gone.
 	RefreshAddrs() error
 
-	// SetNetwork makes a network known, by its number; device is its bridge's name.
+	// SetNetwork makes a network known, by its number; device is its bridge's name, "" if
+	// each endpoint's cable ends at the host.
 	SetNetwork(number uint32, n maps.Network, device string) error
 	// ClearNetwork forgets one; bridge is the ifindex of its device, 0 when that is gone.
 	ClearNetwork(number uint32, bridge int) error
@@ -81,7 +82,7 @@ func (e *RefusedError) Error() string { return e.Text }
 // EndpointDevice is the host's end of a cable.
 type EndpointDevice struct {
 	Name   string
-	Bridge string // name of the bridge of its network
+	Bridge string // name of the bridge of its network, "": none
 }
 
 // Wanted is what Keep keeps.
@@ -161,7 +162,7 @@ type Settings struct {
 type Network struct {
 	Number  uint32
 	Name    string
-	Bridge  string // device
+	Bridge  string // device, "": none
 	Foreign bool   // the bridge was there before us
 	Subnets []netip.Prefix
 }

@@ -173,8 +173,7 @@ func TestChainedRefused(t *testing.T) {
 		main, after conf
 		words       string
 	}{
-		"ptp":           {conf{"type": "ptp", "ipam": ipam}, nil, "no bridge"},
-		"macvlan":       {conf{"type": "macvlan", "master": "eth0", "ipam": ipam}, nil, "no bridge"},
+		"macvlan":       {conf{"type": "macvlan", "master": "eth0", "ipam": ipam}, nil, "no veth"},
 		"another's net": {r.bridge("cni0", "10.44.0.0/24"), conf{"subnets": []string{"10.44.0.0/24"}}, "subnets"},
 		"another's mtu": {r.bridge("cni0", "10.44.0.0/24"), conf{"mtu": 1400}, "mtu"},
 	} {

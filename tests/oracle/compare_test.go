@@ -112,7 +112,7 @@ func (w *world) triedAll() {
 		FromTunnel: {[]string{"-1", "2", "peer", "egress"}, []loader.BPFReason{directAccess, loopback, noEndpoint, quota, ttlExceeded}},
 		ToUplink:   {[]string{"-1", "2"}, []loader.BPFReason{bypass}},
 		ToTunnel:   {[]string{"-1"}, nil},
-		FromEndpoint: {[]string{"2", "peer", "neigh", "ingress", "copy to egress"}, []loader.BPFReason{malformed, unknownEndpoint, unsupported, fragmentReason, spoofedMAC,
+		FromEndpoint: {[]string{"-1", "2", "peer", "neigh", "ingress", "copy to egress"}, []loader.BPFReason{malformed, unknownEndpoint, unsupported, fragmentReason, spoofedMAC,
 			spoofedARP, spoofedIPv4, spoofedIPv6, spoofedND, spoofedRA, dhcpServer, iccDenied, isolated, internal, loopback, sourceDenied, noEndpoint, noRoute, noPort, quota,
 			noFlow, ttlExceeded, tooBig}},
 		ToEndpoint: {[]string{"-1", "2"}, []loader.BPFReason{directAccess}},

@@ -77,7 +77,11 @@ func (w *work) fromEndpoint() Verdict {
 	}
 	v := miss
 	if w.followed() {
-		v = w.laterFragment(Drop)
+		early := Drop
+		if n.Bridge == 0 && w.ours(p.dst) {
+			early = Pass
+		}
+		v = w.laterFragment(early)
 	}
 	if v == miss {
 		return w.untracked()
@@ -98,12 +102,23 @@ func (w *work) unicast() Verdict {
 	if w.p.kind != query {
 		return w.untracked()
 	}
-	return w.decided(w.decide())
+	reason := w.decide()
+	if reason == upTheStack {
+		return Pass
+	}
+	return w.decided(reason)
 }
+
+// upTheStack is no reason: the packet is the host's, and where it is to be.
+const upTheStack = loader.BPFReasonREASON_COUNT
 
 // ours says whether an address is the host's, as a network's containers see it.
 func (w *work) ours(a netip.Addr) bool {
-	return w.hostAddr(a) || a == w.Networks[w.network].LinkLocal
+	n := w.Networks[w.network]
+	if n.Bridge == 0 { // a cable, with the host at its other end
+		return w.hostAddr(a) || linkLocal6(a)
+	}
+	return w.hostAddr(a) || a == n.LinkLocal
 }
 
 // gate says whether it is the host's on this very network.
@@ -168,6 +183,9 @@ func (w *work) publicationHere() uint32 {
 
 func (w *work) decideHost() loader.BPFReason {
 	e, n := w.Endpoints[w.endpoint], w.Networks[w.network]
+	if n.Bridge == 0 {
+		return upTheStack
+	}
 	w.begin(host, optional)
 	f, r := &w.flow, &w.rev
 	f.Verdict, f.Ifindex, f.TwinZone, f.DstMAC, f.SrcMAC = toHost, n.Bridge, n.Bridge, n.MAC, e.MAC
@@ -272,7 +290,11 @@ func (w *work) handTo(slot uint32) Verdict {
 }
 
 func (w *work) handToHost() Verdict {
-	return w.send(call{way: wayIn, ifindex: w.Networks[w.network].Bridge})
+	bridge := w.Networks[w.network].Bridge
+	if bridge == 0 {
+		return Pass
+	}
+	return w.send(call{way: wayIn, ifindex: bridge})
 }
 
 // spreadOut: broadcast and multicast, to the host, and with icc on to all members. Group membership
@@ -281,10 +303,11 @@ func (w *work) spreadOut() Verdict {
 	p, n := &w.p, w.Networks[w.network]
 	membership := p.proto == igmp || p.six && p.kind == icmpKind && (p.icmpType == 143 || p.icmpType >= 130 && p.icmpType <= 132)
 	if !membership {
-		if n.ICC {
-			w.flood(w.network, w.endpoint)
-		} else {
+		switch {
+		case !n.ICC:
 			w.drop(iccDenied)
+		case n.Bridge != 0:
+			w.flood(w.network, w.endpoint)
 		}
 	}
 	return w.handToHost()

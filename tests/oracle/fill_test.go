@@ -76,7 +76,9 @@ func (k *kernel) fill(t *Tables) {
 				subnets[prefixOf(p)] = number
 			}
 		}
-		devices[n.Bridge] = loader.BPFDevice{Kind: uint32(loader.BPFDeviceKindDEVICE_BRIDGE), Id: number}
+		if n.Bridge != 0 {
+			devices[n.Bridge] = loader.BPFDevice{Kind: uint32(loader.BPFDeviceKindDEVICE_BRIDGE), Id: number}
+		}
 	}
 	rules, sources := map[uint32]loader.BPFRule{}, map[loader.BPFSourceKey]uint32{}
 	for id, r := range t.Rules {

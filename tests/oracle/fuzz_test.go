@@ -70,7 +70,7 @@ func fuzz(f *testing.F, h Hook) {
 }
 
 func endpoints() (names []string) {
-	for slot := byte(1); slot <= 11; slot++ {
+	for slot := byte(1); slot <= 13; slot++ {
 		names = append(names, "veth"+string('a'+slot))
 	}
 	return names

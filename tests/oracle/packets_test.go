@@ -31,7 +31,7 @@ func one[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 func (g *maker) chance(n int) bool { return g.IntN(n) == 0 }
 
 var (
-	somePorts = []uint16{80, 80, 22, 53, 67, 68, 90, 94, 443, 546, 547, 5353, 8080, 8080, 8080, 8081, 8082, 8083, 8084, 8085, 8089, 8090, 8091, 20000, 20005, 20007, 20011, 20019, 21003, 40000, 40001, 40002, 65535, 0}
+	somePorts = []uint16{80, 80, 22, 53, 67, 68, 90, 94, 443, 546, 547, 5353, 8080, 8080, 8080, 8081, 8082, 8083, 8084, 8085, 8089, 8090, 8091, 8092, 20000, 20005, 20007, 20011, 20019, 21003, 40000, 40001, 40002, 65535, 0}
 	groups    = []string{"224.0.0.1", "224.0.0.251", "239.1.2.3", "255.255.255.255", "10.1.0.255", "10.2.0.255", "ff02::1", "ff02::2", "ff02::16", "ff02::fb", "ff05::1:3"}
 	odd       = []string{"0.0.0.0", "::", "127.0.0.1", "127.9.9.9", "::1", "169.254.1.1", "192.0.2.7", "fe80::77", "::ffff:10.1.0.3", "::ffff:203.0.113.1", "10.1.0.77", "fd00:1::77", "10.9.9.9", "255.255.255.255"}
 )
@@ -48,10 +48,10 @@ func (g *maker) address(six bool) netip.Addr {
 		case n < 8:
 			a = one(g.Rand, host4, host6, second4, second6, tunnel4, tunnel6, lo4, lo6)
 		case n < 11:
-			m := g.m.Networks[1+uint32(g.IntN(6))]
+			m := g.m.Networks[1+uint32(g.IntN(7))]
 			a = one(g.Rand, m.Gateway4, m.Gateway6, m.LinkLocal)
 		case n < 17:
-			e := g.m.Endpoints[1+uint32(g.IntN(11))]
+			e := g.m.Endpoints[1+uint32(g.IntN(13))]
 			a = one(g.Rand, e.IP4, e.IP6, e.LinkLocal)
 		case n < 18:
 			a = netip.MustParseAddr(one(g.Rand, groups...))
@@ -176,7 +176,7 @@ func (g *maker) place(h Hook) (a Arrival, dst, src MAC) {
 	case FromTunnel, ToTunnel:
 		a.Ifindex = g.devices["tun"]
 	case FromEndpoint, ToEndpoint:
-		e := g.m.Endpoints[1+uint32(g.IntN(11))]
+		e := g.m.Endpoints[1+uint32(g.IntN(13))]
 		a.Ifindex, src, dst = e.Ifindex, e.MAC, g.m.Networks[e.Network].MAC
 		if a.Ifindex == 0 {
 			return g.place(h)

@@ -44,8 +44,8 @@ func (c *changer) leave(name string, away func() (back func())) string {
 // change makes one change and says which.
 func (c *changer) change() string {
 	m := c.m
-	number := 1 + uint32(c.IntN(6))
-	slot := 1 + uint32(c.IntN(11))
+	number := 1 + uint32(c.IntN(7))
+	slot := 1 + uint32(c.IntN(13))
 	n, e := m.Networks[number], m.Endpoints[slot]
 	flag := func(name string, b *bool) string {
 		*b = !*b

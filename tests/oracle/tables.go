@@ -30,7 +30,7 @@ type Endpoint struct {
 type Network struct {
 	ICC, Internal, Masquerade, Isolate, Routed, FullCone bool
 
-	Bridge             uint32
+	Bridge             uint32 // 0: none, each endpoint's cable ends at the host
 	MAC                MAC
 	Gateway4, Gateway6 netip.Addr
 	LinkLocal          netip.Addr
@@ -138,7 +138,7 @@ func (t *Tables) endpointAt(ifindex uint32) uint32 {
 // networkAt is whose bridge a device is.
 func (t *Tables) networkAt(ifindex uint32) uint32 {
 	for number, n := range t.Networks {
-		if n.Bridge == ifindex {
+		if n.Bridge == ifindex && ifindex != 0 {
 			return number
 		}
 	}

@@ -25,7 +25,9 @@ import (
 //	                                            ├── br3 icc, routed                      5 r  6 t, r's tcp/80 and udp/80 open
 //	                                            ├── br4 icc, internal                    7    8
 //	                                            ├── br5 icc, masquerade, full cone       9   10 a DHCP server
-//	                                            └── br6 icc, masquerade, IPv4 only      11
+//	                                            ├── br6 icc, masquerade, IPv4 only      11
+//	                                            └─┬ icc, masquerade, no bridge: cables  12
+//	                                              └───────────────────────────────────  13
 //
 // Tunnel's addresses are such that a test run, which takes the first bytes of any packet for an
 // Ethernet header, finds the right ethertype in them.
@@ -81,10 +83,12 @@ func (w *world) draw() {
 	for i, name := range []string{"up0", "up1", "tun"} {
 		w.device(name, MAC{2, 0x42, 0, 0, 0xee, byte(i)})
 	}
-	for number := uint32(1); number <= 6; number++ {
+	for number := uint32(1); number <= 7; number++ {
 		n := &Network{ICC: number != 2, Masquerade: number != 3, Isolate: number <= 2, Routed: number == 3, Internal: number == 4, FullCone: number == 5}
 		n.MAC = MAC{2, 0x42, 0, 0, 0xbb, byte(number)}
-		n.Bridge = w.device("br"+string('0'+byte(number)), n.MAC)
+		if number != 7 {
+			n.Bridge = w.device("br"+string('0'+byte(number)), n.MAC)
+		}
 		n.Gateway4 = netip.AddrFrom4([4]byte{10, byte(number), 0, 1})
 		n.Broadcast4 = netip.AddrFrom4([4]byte{10, byte(number), 0, 255})
 		n.Subnet4 = netip.PrefixFrom(n.Gateway4, 24).Masked()
@@ -99,6 +103,8 @@ func (w *world) draw() {
 	for slot := uint32(1); slot <= 11; slot++ {
 		w.join(slot, (slot+1)/2)
 	}
+	w.join(12, 7)
+	w.join(13, 7)
 	m.Endpoints[2].MTU = 1400
 	m.Endpoints[10].DHCPServer = true
 	for _, a := range []netip.Addr{host4, host6, second4, second6, tunnel4, tunnel6, lo4, lo6} {
@@ -137,6 +143,7 @@ func (w *world) draw() {
 		w.publish(rule+5, 2, netip.Addr{}, proto, 8085, 90, 5)
 		w.publish(rule+6, 9, second4, proto, 8080, 80, 1)
 		w.publish(rule+7, 5, netip.Addr{}, proto, 20005, 80, 1)
+		w.publish(rule+9, 12, netip.Addr{}, proto, 8092, 80, 1)
 		w.publish(rule+8, 1, netip.Addr{}, proto, 8091, 80, 1) // the same server once more
 		m.Rules[rule+20] = &Rule{Gen: 1, Kind: publication, Endpoint4: 5, Endpoint6: 5, Port: 80, HostPort: 80}
 		m.Links[Link{0, 5, 80, proto}] = rule + 20

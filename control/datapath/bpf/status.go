@@ -84,7 +84,9 @@ func (p *Path) wantedHooks() map[string][]string {
 	want := map[string][]string{"lo": {loader.BPFProgFromLo}}
 	networks, _ := p.host.Networks()
 	for _, n := range networks {
-		want[n.Bridge] = []string{loader.BPFProgToBridge}
+		if n.Bridge != "" {
+			want[n.Bridge] = []string{loader.BPFProgToBridge}
+		}
 	}
 	endpoints, _ := p.host.Endpoints()
 	for _, e := range endpoints {

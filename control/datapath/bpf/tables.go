@@ -3,6 +3,8 @@
 package bpf
 
 import (
+	"cmp"
+
 	"github.com/bpfnet/bpfnet/control/datapath"
 	"github.com/bpfnet/bpfnet/loader"
 	"github.com/bpfnet/bpfnet/maps"
@@ -16,6 +18,9 @@ func (p *Path) SetNetwork(number uint32, n maps.Network, device string) error {
 	}
 	if err := t.Networks.Set(number, n); err != nil {
 		return err
+	}
+	if n.Bridge == 0 {
+		return nil
 	}
 	return p.attach(loader.BPFProgToBridge, n.Bridge, device, loader.Egress)
 }
@@ -54,7 +59,7 @@ func (p *Path) SetEndpoint(slot uint32, e maps.Endpoint, dev datapath.EndpointDe
 	if err := t.Endpoints.Set(slot, e); err != nil {
 		return err
 	}
-	if err := p.routeEndpoint(t, slot, e, dev.Bridge); err != nil {
+	if err := p.routeEndpoint(t, slot, e, cmp.Or(dev.Bridge, dev.Name)); err != nil {
 		return err
 	}
 	if err := t.Networks.AddMember(e.Network, slot); err != nil {

@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"cmp"
 	"hash/fnv"
 	stdmaps "maps"
 	"net/netip"
@@ -22,14 +23,15 @@ func usual(p link.Policies) bool { return p.V4.Usual() && p.V6.Usual() }
 
 func usualWay(p link.Policies) wayPair { return wayPair{p.V4.UsualWay(), p.V6.UsualWay()} }
 
-// wayOf is the way of an endpoint's packets: the host's rules see them come in by the bridge.
-func wayOf(p link.Policies, e maps.Endpoint, bridge string) wayPair {
+// wayOf is the way of an endpoint's packets: the host's rules see them come in by device, the
+// bridge or, without one, the cable.
+func wayOf(p link.Policies, e maps.Endpoint, device string) wayPair {
 	w := usualWay(p)
 	if e.IPv4.IsValid() {
-		w.v4 = p.V4.Way(bridge, e.IPv4)
+		w.v4 = p.V4.Way(device, e.IPv4)
 	}
 	if e.IPv6.IsValid() {
-		w.v6 = p.V6.Way(bridge, e.IPv6)
+		w.v6 = p.V6.Way(device, e.IPv6)
 	}
 	return w
 }
@@ -55,12 +57,20 @@ func (p *Path) chooseWays(t *maps.Tables, pol link.Policies) (w ways, err error)
 	for _, n := range networks {
 		bridges[n.Number] = n.Bridge
 	}
+	known, err := p.host.Endpoints()
+	if err != nil {
+		return w, err
+	}
+	cables := make(map[uint32]string, len(known))
+	for _, e := range known {
+		cables[e.Slot] = e.Device
+	}
 	endpoints, err := t.Endpoints.List()
 	if err != nil {
 		return w, err
 	}
 	for slot, e := range endpoints {
-		if number := w.number(wayOf(pol, e.Endpoint, bridges[e.Network])); number != 0 {
+		if number := w.number(wayOf(pol, e.Endpoint, cmp.Or(bridges[e.Network], cables[slot]))); number != 0 {
 			w.of[slot] = number
 		}
 	}
@@ -177,7 +187,7 @@ func (p *Path) setTables(t *maps.Tables, want map[uint32]uint32) (moved int, err
 
 // routeEndpoint gives an endpoint its way to the world. The routes are read only if
 // nobody went that way before.
-func (p *Path) routeEndpoint(t *maps.Tables, slot uint32, e maps.Endpoint, bridge string) error {
+func (p *Path) routeEndpoint(t *maps.Tables, slot uint32, e maps.Endpoint, device string) error {
 	if p.rules == nil {
 		ns, err := p.host.Netns()
 		if err != nil {
@@ -197,7 +207,7 @@ func (p *Path) routeEndpoint(t *maps.Tables, slot uint32, e maps.Endpoint, bridg
 		return err
 	}
 	w := ways{tables: map[uint32]wayPair{0: usualWay(*p.rules)}}
-	number := w.number(wayOf(*p.rules, e, bridge))
+	number := w.number(wayOf(*p.rules, e, device))
 	if number == 0 || slices.Contains(slices.Collect(stdmaps.Values(have)), number) {
 		return t.Routes.SetTable(slot, number)
 	}
