@@ -92,8 +92,14 @@ static __noinline int decide_published(struct __sk_buff *skb, struct scratch *s,
 		s->reply.flags |= FLOW_TTL;
 	}
 	/* The gateway asks where the server cannot answer: a container does not answer
-	 * itself (hairpin), and with icc off it cannot resolve a peer. */
-	if (server != s->endpoint && ((n->flags & NETWORK_ICC) || (e && e->network != number) ||
+	 * itself (hairpin), and with icc off it cannot resolve a peer. A child may have no
+	 * way to other containers, but has its host on its link. */
+	if (child(server)) {
+		number = e ? e->network : 0;
+		n = bpf_map_lookup_elem(&networks, &number);
+		if (!n || addr_zero(s->packet.family == 4 ? &n->gateway4 : &n->gateway6))
+			return REASON_NO_ROUTE;
+	} else if (server != s->endpoint && ((n->flags & NETWORK_ICC) || (e && e->network != number) ||
 				      linked(s->endpoint, server)))
 		return enter_keeping_port(skb, s, server);
 	s->flow.saddr = s->packet.family == 4 ? n->gateway4 : n->gateway6;

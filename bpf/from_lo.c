@@ -13,7 +13,7 @@ static __always_inline bool is_loopback6(const struct addr *a)
 	return !(a->w[0] | a->w[1] | a->w[2]) && a->w[3] == LOOPBACK6;
 }
 
-/* Returns a reason. */
+/* Returns a reason, or MISS: it is not for us. */
 static __noinline int decide_local(struct __sk_buff *skb, struct scratch *s, __u32 rule, __u32 family)
 {
 	struct packet *p = &s->packet;
@@ -37,8 +37,10 @@ static __noinline int decide_local(struct __sk_buff *skb, struct scratch *s, __u
 	if (!n)
 		return REASON_NO_ENDPOINT;
 	s->flow.saddr = family == 4 ? n->gateway4 : n->gateway6;
+	/* A child answers an address that the host has on its link, or nobody: then the host
+	 * refuses, as where nothing is published. */
 	if (addr_zero(&s->flow.saddr))
-		return REASON_NO_ROUTE;
+		return child(s->flow.dst.id) ? MISS : REASON_NO_ROUTE;
 	/* lo carries 64 KiB, and so does redirect_peer: segments of TCP fit anyway
 	 * (the handshake told both sides), and datagrams are the receiver's to judge. */
 	s->flow.mtu = s->reply.mtu = 65535;
@@ -84,6 +86,8 @@ static __noinline int from_lo_slow(struct __sk_buff *skb)
 		return PASS;
 	}
 	err = decide_local(skb, s, rule, family);
+	if (err == MISS)
+		return PASS;
 	return err ? drop(skb, err) : first(skb, s);
 }
 

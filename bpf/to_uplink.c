@@ -2,9 +2,10 @@
 /*
  * TC egress of every uplink: host to world. The last place where a container's
  * packet that from_endpoint did not pass can be stopped; and where the host's own
- * UDP from a published port is remembered, so that the answers stay the host's.
+ * UDP from a published port is remembered, so that the answers stay the host's; and
+ * where the answers of the device's macvlan children are caught.
  */
-#include "lib/slow.h"
+#include "lib/fragment.h"
 
 static __noinline int to_uplink_slow(struct __sk_buff *skb, __u32 l2)
 {
@@ -55,7 +56,56 @@ int to_uplink(struct __sk_buff *skb)
 	return to_world(skb, ETH_HLEN);
 }
 
-/* The same for a device without a link-layer header. */
+/* Of a published port of a child's: an answer, or an error about it. MISS: neither. */
+static __noinline int from_child(struct __sk_buff *skb)
+{
+	struct assembly *a;
+	struct scratch *s;
+	struct packet *p;
+	bool fragmented;
+	struct flow *f;
+	int err;
+
+	err = start(skb, &s, skb->ifindex, ETH_HLEN);
+	if (!s || err)
+		return MISS;
+	p = &s->packet;
+	if (p->kind == PACKET_FRAGMENT && p->frag_off) {
+		/* None comes before the first: they are of a stack of this machine. */
+		a = assembly(p);
+		return followed(p) && a && datagram(a) ? later_fragment(skb, s, PASS) : MISS;
+	}
+	fragmented = p->kind == PACKET_FRAGMENT;
+	if (fragmented)
+		p->kind = p->whole;
+	if (p->kind == PACKET_ICMP)
+		return related(skb, s);
+	if (p->kind != PACKET_FLOW)
+		return MISS;
+	tuple_of(&s->tuple, p);
+	f = find(&s->tuple);
+	if (!f || !mac_equal(p->src_mac, f->sender))
+		return MISS;
+	err = known(skb, s);
+	if (!fragmented || err == MISS)
+		return err;
+	/* Translated is not the host's, though it passes. */
+	return first_fragment(skb, s, err == PASS ? REDIRECT : err) == DROP ? DROP : err;
+}
+
+/* In place of to_uplink, where published ports lead to the device's macvlan children. */
+SEC("tc")
+int to_parent(struct __sk_buff *skb)
+{
+	int ret;
+
+	if (fast(skb, skb->ifindex, HOOK_ENDPOINT, &ret))
+		return ret;
+	ret = from_child(skb);
+	return ret == MISS ? to_world(skb, ETH_HLEN) : ret;
+}
+
+/* to_uplink for a device without a link-layer header. */
 SEC("tc")
 int to_tunnel(struct __sk_buff *skb)
 {

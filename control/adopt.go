@@ -45,13 +45,15 @@ type Adopted struct {
 	Gone       []string // IDs of containers and networks to let go
 }
 
-// AdoptedNetwork is a network of an engine's: a bridge, or cables that end at the host. One
-// without a bridge is let go with its last container.
+// AdoptedNetwork is a network of an engine's: a bridge, cables that end at the host, or macvlans
+// of a device, of which only published ports are ours. One without a bridge is let go with its
+// last container.
 type AdoptedNetwork struct {
 	ID         string // 64 hex digits
 	Name       string
 	Default    bool   // masquerade is as the host's configuration has it, icc off if either says so
 	Bridge     string // device; it exists; "": none
+	Parent     string // device, an uplink; "": none
 	Subnets    []Subnet
 	Internal   bool
 	ICC        bool
@@ -81,7 +83,7 @@ type AdoptedContainer struct {
 // AdoptedEndpoint is a veth from a container to a port of its network's bridge, or to the host.
 type AdoptedEndpoint struct {
 	Network string // ID
-	Device  string // host's end, on a network without a bridge
+	Device  string // host's end, on a network without a bridge or parent
 	MAC     string // of the container's end
 	IPv4    netip.Prefix
 	IPv6    netip.Prefix

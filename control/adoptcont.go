@@ -218,8 +218,11 @@ func (o *op) endsInto(ns *netns.NS) ([]link.HostEnd, error) {
 	return link.EndsInto(host, ns, o.devices)
 }
 
-// hostEnd is the host's end of an endpoint's cable.
-func (o *op) hostEnd(c *Container, n *Network, want *AdoptedEndpoint, ends []link.HostEnd) (end link.HostEnd, err error) {
+// hostEnd is the host's end of an endpoint's cable, or the parent of its macvlan.
+func (o *op) hostEnd(c *Container, n *Network, want *AdoptedEndpoint, ns *netns.NS, ends []link.HostEnd) (end link.HostEnd, err error) {
+	if n.Parent != "" {
+		return o.parentOf(n, want.MAC, ns)
+	}
 	bridge, err := o.bridgeIndex(n)
 	if err != nil {
 		return end, err
@@ -239,8 +242,50 @@ func (o *op) hostEnd(c *Container, n *Network, want *AdoptedEndpoint, ends []lin
 	return ends[i], nil
 }
 
+func (o *op) parentOf(n *Network, mac string, ns *netns.NS) (end link.HostEnd, err error) {
+	host, err := o.hostNetns()
+	if err != nil {
+		return end, err
+	}
+	dev, err := o.device(n.Parent)
+	if err != nil {
+		return end, err
+	}
+	if dev == nil {
+		return end, notFound("device %s: is gone", n.Parent)
+	}
+	end = link.HostEnd{Name: n.Parent, Index: dev.Attrs().Index}
+	if end.Peer, err = link.ChildOf(host, ns, end.Index, mac); err == nil && end.Peer == 0 {
+		err = notFound("network %s: the container has no macvlan of %s in mode bridge with MAC %s", n.Name, n.Parent, mac)
+	}
+	return end, err
+}
+
+// showHost tells a macvlan's container its host's MAC: it asks on the wire, where its host
+// does not hear it.
+func (o *op) showHost(n *Network, mac string, ns *netns.NS) error {
+	if n.Parent == "" {
+		return nil
+	}
+	end, err := o.parentOf(n, mac, ns)
+	if err != nil {
+		return err
+	}
+	own, err := net.ParseMAC(n.MAC)
+	if err != nil {
+		return err
+	}
+	var addrs []netip.Addr
+	for _, s := range n.Subnets {
+		if s.Gateway.IsValid() {
+			addrs = append(addrs, s.Gateway)
+		}
+	}
+	return link.SetNeighbors(ns, end.Peer, own, addrs)
+}
+
 func (o *op) adoptEndpoint(c *Container, n *Network, want *AdoptedEndpoint, ns *netns.NS, ends []link.HostEnd) error {
-	end, err := o.hostEnd(c, n, want, ends)
+	end, err := o.hostEnd(c, n, want, ns, ends)
 	if err != nil {
 		return err
 	}
@@ -255,6 +300,9 @@ func (o *op) adoptEndpoint(c *Container, n *Network, want *AdoptedEndpoint, ns *
 			return err
 		}
 		ep = nil
+	}
+	if err := o.showHost(n, want.MAC, ns); err != nil {
+		return err
 	}
 	if ep != nil {
 		ep.Aliases, ep.HostIf = want.Aliases, end.Name
@@ -323,6 +371,9 @@ func (o *op) repairAdopted(c *Container) error {
 		if dev == nil || dev.Attrs().Index != ep.HostIndex {
 			o.did("container %s: device %s is gone", c.Name, ep.HostIf)
 			err = o.letGoEndpoint(c, n, ep)
+		} else if n.Parent != "" && o.orphan(c, n, ep) {
+			o.did("container %s: its macvlan of %s is gone", c.Name, n.Parent)
+			err = o.letGoEndpoint(c, n, ep)
 		} else if err = o.tellEndpoint(n, ep); err == nil {
 			err = o.setNeighbors(n, ep)
 			if bridge, missing := o.bridgeIndex(n); err == nil && missing == nil && n.Driver != "" && dev.Attrs().MasterIndex != bridge {
@@ -337,6 +388,16 @@ func (o *op) repairAdopted(c *Container) error {
 		return o.finish(c)
 	}
 	return o.putContainer(c)
+}
+
+// orphan says whether a container has lost its macvlan; it is shown its host again.
+func (o *op) orphan(c *Container, n *Network, ep *Endpoint) bool {
+	ns, err := netns.Open(c.Netns)
+	if err != nil {
+		return true
+	}
+	defer ns.Close()
+	return o.showHost(n, ep.MAC, ns) != nil
 }
 
 // markGateway marks the endpoint that ports are published on: the engine's choice, else

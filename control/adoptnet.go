@@ -4,7 +4,9 @@ package control
 
 import (
 	"cmp"
+	"net/netip"
 	"reflect"
+	"slices"
 
 	"github.com/bpfnet/bpfnet/control/ipam"
 	"github.com/bpfnet/bpfnet/control/link"
@@ -15,10 +17,15 @@ func (n *AdoptedNetwork) check() error {
 	if err := checkEngineID("network", n.ID); err != nil {
 		return err
 	}
-	if n.Bridge != "" {
-		if err := link.CheckName(n.Bridge); err != nil {
-			return err
+	for _, name := range []string{n.Bridge, n.Parent} {
+		if name != "" {
+			if err := link.CheckName(name); err != nil {
+				return err
+			}
 		}
+	}
+	if n.Bridge != "" && n.Parent != "" {
+		return invalid("a bridge and a parent")
 	}
 	if err := checkMTU(n.MTU); err != nil {
 		return err
@@ -58,6 +65,9 @@ func (o *op) adoptNetwork(engine string, want *AdoptedNetwork) error {
 	if had && old.Engine != engine {
 		return conflict("another network has its ID")
 	}
+	if had && (old.Parent != want.Parent || (old.Bridge == "") != (want.Bridge == "")) {
+		return conflict("it has containers of another kind, or of another device")
+	}
 	n, err := o.plannedNetwork(engine, want)
 	if err != nil {
 		return err
@@ -94,7 +104,7 @@ func (o *op) adoptNetwork(engine string, want *AdoptedNetwork) error {
 	if had && reflect.DeepEqual(old.Subnets, n.Subnets) && old.Bridge == n.Bridge {
 		return nil
 	}
-	o.did("network %s: adopted, bridge %s", n.Name, cmp.Or(n.Bridge, "none"))
+	o.did("network %s: adopted, device %s", n.Name, cmp.Or(n.Bridge, n.Parent, "none"))
 	return o.devicesChanged(n)
 }
 
@@ -113,7 +123,7 @@ func (o *op) plannedNetwork(engine string, want *AdoptedNetwork) (*Network, erro
 	}
 	n := &Network{
 		ID: want.ID, Engine: engine, Created: want.Created,
-		Bridge: want.Bridge, ForeignBridge: true, MAC: dev.mac.String(),
+		Bridge: want.Bridge, Parent: want.Parent, ForeignBridge: true, MAC: dev.mac.String(),
 		Internal: want.Internal, ICC: want.ICC, Masquerade: want.Masquerade && !want.Routed, Isolate: want.Isolate, Routed: want.Routed,
 		MTU: want.mtu(),
 	}
@@ -131,9 +141,67 @@ func (o *op) plannedNetwork(engine string, want *AdoptedNetwork) (*Network, erro
 		s.Router = s.Gateway
 		n.Subnets = append(n.Subnets, s)
 	}
+	if _, err := o.followParent(n); err != nil {
+		return nil, err
+	}
 	var err error
 	n.Name, err = o.engineName(bucketNetworkNames, engine, want.Name, want.ID)
 	return n, err
+}
+
+// followParent makes what a network says of its parent true: its MAC, and the address of the
+// host's on each subnet, as which the host reaches its macvlans.
+func (o *op) followParent(n *Network) (changed bool, err error) {
+	if n.Parent == "" {
+		return false, nil
+	}
+	up, err := o.uplinks()
+	if err != nil {
+		return false, err
+	}
+	i := slices.IndexFunc(up, func(l link.Uplink) bool { return l.Name == n.Parent && l.Ethernet })
+	dev, err := o.device(n.Parent)
+	if err != nil {
+		return false, err
+	}
+	if i < 0 || dev == nil {
+		return false, notFound("device %s: is no uplink, by which clients come: bpfnet status lists those", n.Parent)
+	}
+	ns, err := o.hostNetns()
+	if err != nil {
+		return false, err
+	}
+	addrs, err := link.HostAddrs(ns)
+	if err != nil {
+		return false, err
+	}
+	was := n.MAC
+	n.MAC = dev.Attrs().HardwareAddr.String()
+	changed = n.MAC != was
+	for i := range n.Subnets {
+		s := &n.Subnets[i]
+		was := s.Gateway
+		s.Gateway = netip.Addr{}
+		for _, a := range addrs {
+			if !s.Gateway.IsValid() && a.Ifindex == dev.Attrs().Index && s.Prefix.Contains(a.Addr) {
+				s.Gateway = a.Addr
+			}
+		}
+		changed = changed || s.Gateway != was
+	}
+	return changed, nil
+}
+
+// parents are the devices whose macvlans networks have, by network.
+func (o *op) parents() (map[string]string, error) {
+	list := make(map[string]string)
+	err := store.Each(o.tx, bucketNetworks, func(id string, n Network) error {
+		if n.Parent != "" {
+			list[id] = n.Parent
+		}
+		return nil
+	})
+	return list, err
 }
 
 // obey makes an engine's default network as the configuration has it.
@@ -268,6 +336,17 @@ func (o *op) settleNetworks() (list []*Network, err error) {
 				if err := o.putNetwork(n); err != nil {
 					return nil, err
 				}
+			}
+		}
+		if changed, err := o.followParent(n); err != nil {
+			o.did("network %s: %v", n.Name, err)
+			if err := o.letGoNetwork(n); err != nil {
+				return nil, err
+			}
+			continue
+		} else if changed {
+			if err := o.putNetwork(n); err != nil {
+				return nil, err
 			}
 		}
 		list = append(list, n)

@@ -187,7 +187,16 @@ func (o *op) uplinks() ([]link.Uplink, error) {
 	if err != nil {
 		return nil, err
 	}
-	return link.Uplinks(ns, o.host.Config.Uplinks, ours)
+	list, err := link.Uplinks(ns, o.host.Config.Uplinks, ours)
+	if err != nil {
+		return nil, err
+	}
+	return list, store.Each(o.tx, bucketNetworks, func(_ string, n Network) error {
+		for i := range list {
+			list[i].Parent = list[i].Parent || n.Parent == list[i].Name
+		}
+		return nil
+	})
 }
 
 // claims says which devices are ours, and so no uplinks.

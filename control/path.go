@@ -109,9 +109,13 @@ func (h *pathHost) Networks() ([]datapath.Network, error) {
 }
 
 func (h *pathHost) Endpoints() (list []datapath.Endpoint, err error) {
+	parents, err := h.o.parents()
+	if err != nil {
+		return nil, err
+	}
 	err = store.Each(h.o.tx, bucketContainers, func(_ string, c Container) error {
 		for _, ep := range c.Endpoints {
-			if ep.Slot != 0 {
+			if ep.Slot != 0 && parents[ep.Network] == "" {
 				list = append(list, datapath.Endpoint{Slot: ep.Slot, Device: ep.HostIf, Ifindex: ep.HostIndex, Container: c.Name})
 			}
 		}

@@ -57,6 +57,7 @@ type Network struct {
 	Number          uint32            `json:"number"` // the programs' id, 1..4095
 	Created         time.Time         `json:"created"`
 	Bridge          string            `json:"bridge"`                  // device; "": none, each cable ends at the host
+	Parent          string            `json:"parent,omitempty"`        // device whose macvlans its containers have, in place of a bridge
 	Engine          string            `json:"engine,omitempty"`        // whose it is: see Manager.Adopt
 	EngineDefault   bool              `json:"engineDefault,omitempty"` // the network of its engine that obeys icc and ip-masq
 	EngineICC       bool              `json:"engineICC,omitempty"`     // what the engine says of it

@@ -29,7 +29,9 @@ func (n *Network) forPath(bridge int) (maps.Network, error) {
 		LinkLocal:  maps.LinkLocal(mac),
 	}
 	for _, s := range n.Subnets {
-		nw.Subnets = append(nw.Subnets, s.Prefix)
+		if n.Parent == "" { // else it is the world's
+			nw.Subnets = append(nw.Subnets, s.Prefix)
+		}
 		if s.Prefix.Addr().Is4() {
 			nw.Gateway4 = s.Gateway
 			nw.Broadcast4 = broadcast(s.Prefix)
@@ -85,6 +87,7 @@ func (o *op) tellEndpoint(n *Network, ep *Endpoint) error {
 		IPv4:       ep.IPv4.Addr(),
 		IPv6:       ep.IPv6.Addr(),
 		DHCPServer: n.AllowDHCPServer,
+		Child:      n.Parent != "",
 	}
 	if e.IPv6.IsValid() {
 		e.LinkLocal = maps.LinkLocal(mac)

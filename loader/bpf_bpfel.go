@@ -146,6 +146,7 @@ type BPFEndpointFlags uint32
 
 const (
 	BPFEndpointFlagsENDPOINT_DHCP_SERVER BPFEndpointFlags = 1
+	BPFEndpointFlagsENDPOINT_CHILD       BPFEndpointFlags = 2
 )
 
 type BPFEndpointKey struct {
@@ -614,6 +615,7 @@ const (
 	BPFVerdictVERDICT_UPLINK BPFVerdict = 3
 	BPFVerdictVERDICT_HOST   BPFVerdict = 4
 	BPFVerdictVERDICT_LO     BPFVerdict = 5
+	BPFVerdictVERDICT_ONWARD BPFVerdict = 6
 )
 
 type BPFZone uint32
@@ -674,6 +676,7 @@ const (
 	BPFProgSweep              = "sweep"
 	BPFProgToBridge           = "to_bridge"
 	BPFProgToEndpoint         = "to_endpoint"
+	BPFProgToParent           = "to_parent"
 	BPFProgToTunnel           = "to_tunnel"
 	BPFProgToUplink           = "to_uplink"
 	BPFVarExportCounter       = "export_counter"
@@ -747,6 +750,7 @@ type BPFProgramSpecs struct {
 	Sweep        *ebpf.ProgramSpec `ebpf:"sweep"`
 	ToBridge     *ebpf.ProgramSpec `ebpf:"to_bridge"`
 	ToEndpoint   *ebpf.ProgramSpec `ebpf:"to_endpoint"`
+	ToParent     *ebpf.ProgramSpec `ebpf:"to_parent"`
 	ToTunnel     *ebpf.ProgramSpec `ebpf:"to_tunnel"`
 	ToUplink     *ebpf.ProgramSpec `ebpf:"to_uplink"`
 }
@@ -951,6 +955,7 @@ type BPFPrograms struct {
 	Sweep        *ebpf.Program `ebpf:"sweep"`
 	ToBridge     *ebpf.Program `ebpf:"to_bridge"`
 	ToEndpoint   *ebpf.Program `ebpf:"to_endpoint"`
+	ToParent     *ebpf.Program `ebpf:"to_parent"`
 	ToTunnel     *ebpf.Program `ebpf:"to_tunnel"`
 	ToUplink     *ebpf.Program `ebpf:"to_uplink"`
 }
@@ -968,6 +973,7 @@ func (p *BPFPrograms) Close() error {
 		p.Sweep,
 		p.ToBridge,
 		p.ToEndpoint,
+		p.ToParent,
 		p.ToTunnel,
 		p.ToUplink,
 	)

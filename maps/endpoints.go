@@ -12,7 +12,7 @@ import (
 
 // Endpoint is a container's attachment to a network.
 type Endpoint struct {
-	Ifindex    int              // of the host end of the veth
+	Ifindex    int              // of the host end of the veth, or of the parent
 	Network    uint32           // number of the network
 	MAC        net.HardwareAddr // of the container's end
 	MTU        int              // bytes, 68 to 65535
@@ -20,6 +20,7 @@ type Endpoint struct {
 	IPv6       netip.Addr
 	LinkLocal  netip.Addr // LinkLocal(MAC), on a network with IPv6
 	DHCPServer bool       // may answer DHCP
+	Child      bool       // a macvlan, whose parent is Ifindex
 }
 
 // EndpointState is what is in a slot.
@@ -71,6 +72,9 @@ func (e *Endpoints) Set(slot uint32, ep Endpoint) error {
 		if err := e.addrs.put(k, slot); err != nil {
 			return err
 		}
+	}
+	if ep.Child {
+		return nil
 	}
 	return e.devices.SetEndpoint(ep.Ifindex, slot)
 }
@@ -182,6 +186,9 @@ func (ep Endpoint) wire() (w loader.BPFEndpoint, err error) {
 	if ep.DHCPServer {
 		w.Flags |= uint32(loader.BPFEndpointFlagsENDPOINT_DHCP_SERVER)
 	}
+	if ep.Child {
+		w.Flags |= uint32(loader.BPFEndpointFlagsENDPOINT_CHILD)
+	}
 	if w.Mac, err = toMAC(ep.MAC); err != nil {
 		return w, err
 	}
@@ -195,6 +202,7 @@ func fromEndpoint(w loader.BPFEndpoint) EndpointState {
 			Ifindex: int(w.Ifindex), Network: w.Network, MAC: fromMAC(w.Mac), MTU: int(w.Mtu),
 			IPv4: fromAddr(w.Ip4), IPv6: fromAddr(w.Ip6), LinkLocal: fromAddr(w.LinkLocal),
 			DHCPServer: w.Flags&uint32(loader.BPFEndpointFlagsENDPOINT_DHCP_SERVER) != 0,
+			Child:      w.Flags&uint32(loader.BPFEndpointFlagsENDPOINT_CHILD) != 0,
 		},
 		Gen: w.Gen, Flows: int(w.Flows), Live: w.Ifindex != 0,
 	}

@@ -53,11 +53,12 @@ const (
 	VerdictUplink = Verdict(loader.BPFVerdictVERDICT_UPLINK)
 	VerdictHost   = Verdict(loader.BPFVerdictVERDICT_HOST)
 	VerdictLo     = Verdict(loader.BPFVerdictVERDICT_LO)
+	VerdictOnward = Verdict(loader.BPFVerdictVERDICT_ONWARD)
 )
 
 var verdicts = names{
 	int(VerdictStack): "stack", int(VerdictPeer): "peer", int(VerdictEgress): "egress",
-	int(VerdictUplink): "uplink", int(VerdictHost): "host", int(VerdictLo): "lo",
+	int(VerdictUplink): "uplink", int(VerdictHost): "host", int(VerdictLo): "lo", int(VerdictOnward): "onward",
 }
 
 func (v Verdict) String() string { return verdicts.of("verdict", int(v)) }

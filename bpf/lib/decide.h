@@ -102,7 +102,8 @@ __noinline int aim(struct scratch *s, __u32 id, __u32 verdict)
 	if (!s || !e || !n || !e->ifindex)
 		return REASON_NO_ENDPOINT;
 	f = &s->flow;
-	f->verdict = verdict;
+	/* Its parent's receive handler finds a child by the MAC. */
+	f->verdict = e->flags & ENDPOINT_CHILD ? VERDICT_HOST : verdict;
 	f->ifindex = e->ifindex;
 	f->mtu = e->mtu ? e->mtu : 65535;
 	mac_copy(f->macs, e->mac);
@@ -149,6 +150,13 @@ static __noinline bool may_open(__u32 owner)
 	return e && c && quota_left(e, c);
 }
 
+static __always_inline bool child(__u32 id)
+{
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &id);
+
+	return e && (e->flags & ENDPOINT_CHILD);
+}
+
 static __always_inline int table_full(__u8 family)
 {
 	count(family == 4 ? COUNTER_FULL_HALF4 : COUNTER_FULL_HALF6);
@@ -173,6 +181,10 @@ __noinline int enter(struct scratch *s, __u32 owner)
 	r->rule = f->rule;
 	f->timeout = flow_timeout(f, s->packet.proto);
 	r->timeout = f->timeout;
+	/* A child's answers are seen where its parent sends, with a next hop of its choice. */
+	if (child(f->dst.id))
+		r->verdict = r->verdict == VERDICT_UPLINK ? VERDICT_ONWARD :
+			     r->verdict == VERDICT_PEER ? VERDICT_EGRESS : r->verdict;
 	twin_of(&s->twin, &s->tuple, f);
 	seal(f, &s->tuple);
 	seal(r, &s->twin);

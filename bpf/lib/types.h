@@ -81,8 +81,9 @@ enum verdict {
 	VERDICT_PEER,			/* into the container behind ifindex (bpf_redirect_peer) */
 	VERDICT_EGRESS,			/* out of ifindex (from an egress hook, where redirect_peer is not allowed) */
 	VERDICT_UPLINK,			/* out of ifindex by way of nexthop (bpf_redirect_neigh) */
-	VERDICT_HOST,			/* up the host's stack as if received on ifindex, the network's bridge */
+	VERDICT_HOST,			/* up the host's stack as if received on ifindex, the network's bridge or the parent of a macvlan */
 	VERDICT_LO,			/* up the host's stack as if received on lo */
+	VERDICT_ONWARD,			/* rewritten, out of the device that it is on */
 };
 
 enum flow_state {
@@ -154,7 +155,7 @@ struct flow {
 /* A container's attachment to a network. */
 struct endpoint {
 	__u32 gen;
-	__u32 ifindex;			/* host end of the veth */
+	__u32 ifindex;			/* host end of the veth, or the parent */
 	__u32 network;			/* id of the network */
 	__u32 flags;			/* enum endpoint_flags */
 	__u32 flows;			/* established flows that count in its quota */
@@ -167,6 +168,7 @@ struct endpoint {
 
 enum endpoint_flags {
 	ENDPOINT_DHCP_SERVER = 1,	/* may answer DHCP */
+	ENDPOINT_CHILD = 2,		/* a macvlan: its parent is ifindex, and nothing but its published ports is ours */
 };
 
 enum network_flags {

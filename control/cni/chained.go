@@ -20,8 +20,8 @@ import (
 // cables are the names that the plugins bridge and ptp give their veths.
 const cables = "^veth[0-9a-f]{8}$"
 
-// Chained: another plugin of the list, bridge or ptp, has made the cable and given the addresses,
-// and its result comes with the call. The Manager adopts them as an engine's: it carries the
+// Chained: another plugin of the list, bridge, ptp or macvlan, has made the interface and given
+// the addresses, and its result comes with the call. The Manager adopts them as an engine's: it carries the
 // packets and publishes the ports, and makes or deletes nothing.
 
 // madeHere are settings of a network of our own making.
@@ -137,7 +137,12 @@ func (c *call) found(prev *current.Result) (*control.AdoptedNetwork, *control.Ad
 		return nil, nil, bad("has no interface %s in %s", c.IfName, c.Netns)
 	}
 	if n.Bridge+ep.Device == "" {
-		return nil, nil, bad("names no bridge and no veth of the host's: bpfnet can follow the plugins bridge and ptp")
+		if err := c.parent(n, devices); err != nil {
+			return nil, nil, err
+		}
+	}
+	if n.Bridge+ep.Device+n.Parent == "" {
+		return nil, nil, bad("names no bridge and no veth of the host's, and %s is no macvlan: bpfnet can follow the plugins bridge, ptp and macvlan", c.IfName)
 	}
 	if _, err := net.ParseMAC(ep.MAC); err != nil {
 		return nil, nil, bad("interface %s: mac %.40q: no MAC address", c.IfName, ep.MAC)
@@ -172,6 +177,30 @@ func (c *call) found(prev *current.Result) (*control.AdoptedNetwork, *control.Ad
 }
 
 func truth(b *bool) bool { return b == nil || *b }
+
+// parent finds the device of the host whose macvlan the container's interface is.
+func (c *call) parent(n *control.AdoptedNetwork, devices map[string]netlink.Link) error {
+	ns, err := netns.Open(c.Netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	h, err := ns.Netlink()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(c.IfName)
+	if err != nil {
+		return failure(types.ErrInvalidNetworkConfig, "interface %s: %v", c.IfName, err)
+	}
+	for name, dev := range devices {
+		if l.Type() == "macvlan" && dev.Attrs().Index == l.Attrs().ParentIndex {
+			n.Parent, n.MTU = name, l.Attrs().MTU
+		}
+	}
+	return nil
+}
 
 // devices are those of the runtime's namespace, where the plugins before have worked.
 func (c *call) devices() (map[string]netlink.Link, error) {

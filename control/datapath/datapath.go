@@ -79,7 +79,7 @@ type RefusedError struct{ Text string }
 
 func (e *RefusedError) Error() string { return e.Text }
 
-// EndpointDevice is the host's end of a cable.
+// EndpointDevice is the host's end of a cable, or the parent of a macvlan.
 type EndpointDevice struct {
 	Name   string
 	Bridge string // name of the bridge of its network, "": none
@@ -167,7 +167,7 @@ type Network struct {
 	Subnets []netip.Prefix
 }
 
-// Endpoint is one that is up.
+// Endpoint is one that is up, and has a cable.
 type Endpoint struct {
 	Slot      uint32
 	Device    string // host's end

@@ -40,6 +40,30 @@ func EndsInto(host, cont *netns.NS, devices []netlink.Link) (ends []HostEnd, err
 	return ends, err
 }
 
+// ChildOf is the index of a container's macvlan in bridge mode, by its MAC, whose parent is a
+// device of the host's; 0: there is none.
+func ChildOf(host, cont *netns.NS, parent int, mac string) (index int, err error) {
+	err = withHandle(cont, func(h *netlink.Handle) error {
+		links, err := dump(h.LinkList)
+		if err != nil {
+			return fmt.Errorf("devices: %w", err)
+		}
+		id, err := h.GetNetNsIdByFd(host.FD()) // it has one if a device's parent is there
+		if err != nil {
+			return fmt.Errorf("%s: its number in the container's namespace: %w", host, err)
+		}
+		for _, l := range links {
+			a := l.Attrs()
+			m, ok := l.(*netlink.Macvlan)
+			if ok && m.Mode == netlink.MACVLAN_MODE_BRIDGE && id >= 0 && a.NetNsID == id && a.ParentIndex == parent && a.HardwareAddr.String() == mac {
+				index = a.Index
+			}
+		}
+		return nil
+	})
+	return index, err
+}
+
 // NameIn is the name of a device, by its index, in a namespace.
 func NameIn(ns *netns.NS, index int) (name string, err error) {
 	err = withHandle(ns, func(h *netlink.Handle) error {

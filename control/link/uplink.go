@@ -17,6 +17,7 @@ type Uplink struct {
 	Name     string
 	Index    int
 	Ethernet bool // its packets have an Ethernet header; those of a tun, say, have none
+	Parent   bool // published ports lead to macvlans of it; whoever lists them says so
 }
 
 // Uplinks lists the devices by which the world may come, in the order of their

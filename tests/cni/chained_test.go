@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
@@ -168,12 +169,17 @@ func TestChainedAtOnce(t *testing.T) {
 func TestChainedRefused(t *testing.T) {
 	r := newRuntime(t)
 	p := r.pod("p")
+	_, err := r.Run(r.Host, "ip", "link", "add", "lan0", "type", "veth", "peer", "lan1")
+	require.NoError(t, err)
+	require.NoError(t, r.m.Init(&control.Config{Uplinks: []string{r.X.Device}}))
 	ipam := map[string]any{"type": "host-local", "dataDir": filepath.Join(r.Dir, "ipam"), "subnet": "10.46.0.0/24"}
 	for name, tt := range map[string]struct {
 		main, after conf
 		words       string
 	}{
-		"macvlan":       {conf{"type": "macvlan", "master": "eth0", "ipam": ipam}, nil, "no veth"},
+		"a device":      {conf{"type": "host-device", "device": "lan1", "ipam": ipam}, nil, "no macvlan"},
+		"a private one": {conf{"type": "macvlan", "master": "eth0", "mode": "private", "ipam": ipam}, nil, "in mode bridge"},
+		"no uplink":     {conf{"type": "macvlan", "master": "lan0", "ipam": ipam}, nil, "no uplink"},
 		"another's net": {r.bridge("cni0", "10.44.0.0/24"), conf{"subnets": []string{"10.44.0.0/24"}}, "subnets"},
 		"another's mtu": {r.bridge("cni0", "10.44.0.0/24"), conf{"mtu": 1400}, "mtu"},
 	} {

@@ -123,7 +123,11 @@ func (w *work) fromLo() Verdict {
 		}
 		return Pass
 	}
-	return w.decided(w.decideLocal(id, six))
+	reason = w.decideLocal(id, six)
+	if reason == upTheStack {
+		return Pass
+	}
+	return w.decided(reason)
 }
 
 // decideLocal: the server sees its gateway.
@@ -138,6 +142,9 @@ func (w *work) decideLocal(id uint32, six bool) loader.BPFReason {
 	w.rev.Verdict, w.rev.Ifindex = toLo, zoneLo
 	w.flow.Src = w.Networks[w.Endpoints[w.flow.To.ID].Network].gateway(six)
 	if !w.flow.Src.IsValid() {
+		if w.isChild(w.flow.To.ID) {
+			return upTheStack
+		}
 		return noRoute
 	}
 	// lo carries 64 KiB.

@@ -108,7 +108,7 @@ func (w *world) triedAll() {
 		verdicts []string
 		reasons  []loader.BPFReason
 	}{
-		FromUplink: {[]string{"-1", "2", "peer", "egress"}, []loader.BPFReason{fragmentReason, directAccess, loopback, noEndpoint, quota, noFlow, ttlExceeded, noRoute, martian, sourceDenied}},
+		FromUplink: {[]string{"-1", "2", "peer", "egress", "ingress"}, []loader.BPFReason{fragmentReason, directAccess, loopback, noEndpoint, quota, noFlow, ttlExceeded, noRoute, martian, sourceDenied}},
 		FromTunnel: {[]string{"-1", "2", "peer", "egress"}, []loader.BPFReason{directAccess, loopback, noEndpoint, quota, ttlExceeded}},
 		ToUplink:   {[]string{"-1", "2"}, []loader.BPFReason{bypass}},
 		ToTunnel:   {[]string{"-1"}, nil},
@@ -117,7 +117,8 @@ func (w *world) triedAll() {
 			noFlow, ttlExceeded, tooBig}},
 		ToEndpoint: {[]string{"-1", "2"}, []loader.BPFReason{directAccess}},
 		ToBridge:   {[]string{"-1", "2", "egress", "ingress", "copy to egress"}, []loader.BPFReason{directAccess, noEndpoint, noFlow, tooBig}},
-		FromLo:     {[]string{"-1", "2", "peer"}, []loader.BPFReason{noEndpoint, quota}},
+		ToParent:   {[]string{"-1", "2", "egress", "ingress"}, []loader.BPFReason{bypass, ttlExceeded}},
+		FromLo:     {[]string{"-1", "2", "peer", "ingress"}, []loader.BPFReason{noEndpoint, quota}},
 	} {
 		for _, v := range what.verdicts {
 			require.Positive(w.t, w.tried[h.String()+" "+v], "%v: %s, of %v", h, v, w.tried)

@@ -29,6 +29,9 @@ func (w *work) aim(slot uint32, verdict loader.BPFVerdict) loader.BPFReason {
 	}
 	f := &w.flow
 	f.Verdict, f.Ifindex, f.MTU = verdict, e.Ifindex, e.MTU
+	if e.Child {
+		f.Verdict = toHost // the parent knows it by its MAC
+	}
 	f.DstMAC, f.SrcMAC = e.MAC, w.Networks[e.Network].MAC
 	f.To, f.TwinZone = w.refer(slot), e.Ifindex
 	w.rev.From, w.rev.Sender = f.To, e.MAC
@@ -98,6 +101,8 @@ func (w *work) aimPublication(id uint32, six bool, verdict loader.BPFVerdict) lo
 	return none
 }
 
+func (w *work) isChild(slot uint32) bool { return w.Endpoints[slot] != nil && w.Endpoints[slot].Child }
+
 // enter enters both directions as half-open. The answer's tuple is the reservation: noPort when
 // somebody has it.
 func (w *work) enter(owner uint32) loader.BPFReason {
@@ -108,6 +113,14 @@ func (w *work) enter(owner uint32) loader.BPFReason {
 	f.Owner, r.Owner, r.Rule = owner, owner, f.Rule
 	f.Timeout = w.timeoutOf(&f, w.p.proto)
 	r.Timeout = f.Timeout
+	if w.isChild(f.To.ID) { // its answers are seen where its parent sends
+		switch r.Verdict {
+		case toUplink:
+			r.Verdict = onward
+		case toPeer:
+			r.Verdict = toEgress
+		}
+	}
 	other := twin(w.tuple, &f)
 	if w.find(other) != nil {
 		return noPort

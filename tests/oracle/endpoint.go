@@ -209,7 +209,8 @@ func (w *work) decidePeer(number, rule uint32, kind loader.BPFFlowKind, flags lo
 }
 
 // decidePublished: a published port of this host, one's own included. The gateway asks where the
-// server cannot answer: itself, or with icc off a peer that it cannot resolve.
+// server cannot answer: itself, or with icc off a peer that it cannot resolve; a child's own if it
+// is a child, which may have no way to other containers.
 func (w *work) decidePublished(id uint32) loader.BPFReason {
 	n := w.Networks[w.network]
 	w.begin(published, 0)
@@ -223,7 +224,11 @@ func (w *work) decidePublished(id uint32) loader.BPFReason {
 		w.flow.Flags |= hop
 		w.rev.Flags |= hop
 	}
-	if server != w.endpoint && (n.ICC || elsewhere || w.linked(w.endpoint, server)) {
+	if w.isChild(server) {
+		if n = w.Networks[w.Endpoints[server].Network]; !n.gateway(w.p.six).IsValid() {
+			return noRoute
+		}
+	} else if server != w.endpoint && (n.ICC || elsewhere || w.linked(w.endpoint, server)) {
 		return w.enterKeeping(server)
 	}
 	w.flow.Src = n.gateway(w.p.six)

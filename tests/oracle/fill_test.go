@@ -44,11 +44,16 @@ func (k *kernel) fill(t *Tables) {
 		if e.DHCPServer {
 			v.Flags = uint32(loader.BPFEndpointFlagsENDPOINT_DHCP_SERVER)
 		}
+		if e.Child {
+			v.Flags |= uint32(loader.BPFEndpointFlagsENDPOINT_CHILD)
+		}
 		endpoints[slot] = v
 		if e.Ifindex == 0 {
 			continue
 		}
-		devices[e.Ifindex] = loader.BPFDevice{Kind: uint32(loader.BPFDeviceKindDEVICE_ENDPOINT), Id: slot}
+		if !e.Child {
+			devices[e.Ifindex] = loader.BPFDevice{Kind: uint32(loader.BPFDeviceKindDEVICE_ENDPOINT), Id: slot}
+		}
 		for _, a := range []netip.Addr{e.IP4, e.IP6, e.LinkLocal} {
 			if a.IsValid() {
 				addrs[loader.BPFEndpointKey{Addr: native(a), Network: e.Network}] = slot

@@ -24,12 +24,13 @@ func FuzzToTunnel(f *testing.F)     { fuzz(f, ToTunnel) }
 func FuzzFromEndpoint(f *testing.F) { fuzz(f, FromEndpoint) }
 func FuzzToEndpoint(f *testing.F)   { fuzz(f, ToEndpoint) }
 func FuzzToBridge(f *testing.F)     { fuzz(f, ToBridge) }
+func FuzzToParent(f *testing.F)     { fuzz(f, ToParent) }
 func FuzzFromLo(f *testing.F)       { fuzz(f, FromLo) }
 
 func fuzz(f *testing.F, h Hook) {
 	w := newWorld(f)
 	devices := map[Hook][]string{FromUplink: {"up0", "up1"}, ToUplink: {"up0", "up1"}, FromTunnel: {"tun"}, ToTunnel: {"tun"}, FromLo: {"lo"},
-		ToBridge: {"br1", "br2", "br3", "br4", "br5", "br6"}, FromEndpoint: endpoints(), ToEndpoint: endpoints()}[h]
+		ToBridge: {"br1", "br2", "br3", "br4", "br5", "br6"}, FromEndpoint: endpoints(), ToEndpoint: endpoints(), ToParent: {"up0", "up1"}}[h]
 	w.begin(0)
 	prologue := w.prologue()
 	f.Add(byte(0), make([]byte, 14), make([]byte, 60))
@@ -99,7 +100,7 @@ func (w *world) again() {
 // one more.
 func (w *world) prologue() (all []Arrival) {
 	g := &maker{world: w, Rand: rand.New(rand.NewPCG(1, 1))}
-	for h := FromUplink; h <= FromLo; h++ {
+	for h := FromUplink; h <= ToParent; h++ {
 		for range 400 {
 			a := g.next(h)
 			got, what := w.differ(a, false, false)

@@ -71,7 +71,7 @@ func newKernel(t testing.TB) *kernel {
 	require.NoError(t, err)
 	require.NoError(t, c.Assign(&k.objs))
 	k.programs = map[Hook]*ebpf.Program{FromUplink: k.objs.FromUplink, FromTunnel: k.objs.FromTunnel, ToUplink: k.objs.ToUplink, ToTunnel: k.objs.ToTunnel,
-		FromEndpoint: k.objs.FromEndpoint, ToEndpoint: k.objs.ToEndpoint, ToBridge: k.objs.ToBridge, FromLo: k.objs.FromLo}
+		FromEndpoint: k.objs.FromEndpoint, ToEndpoint: k.objs.ToEndpoint, ToBridge: k.objs.ToBridge, FromLo: k.objs.FromLo, ToParent: k.objs.ToParent}
 	k.macs[1] = MAC{}
 	k.devices["lo"] = 1
 	return k

@@ -21,10 +21,11 @@ const (
 	ToEndpoint
 	ToBridge
 	FromLo
+	ToParent
 )
 
 func (h Hook) String() string {
-	return [...]string{"from_uplink", "from_tunnel", "to_uplink", "to_tunnel", "from_endpoint", "to_endpoint", "to_bridge", "from_lo"}[h]
+	return [...]string{"from_uplink", "from_tunnel", "to_uplink", "to_tunnel", "from_endpoint", "to_endpoint", "to_bridge", "from_lo", "to_parent"}[h]
 }
 
 // Arrival is a packet at a hook.
@@ -173,6 +174,8 @@ func (m *Model) Run(a Arrival) Answer {
 		w.answer.Verdict = w.toBridge()
 	case FromLo:
 		w.answer.Verdict = w.fromLo()
+	case ToParent:
+		w.answer.Verdict = w.toParent()
 	}
 	w.answer.Out = w.out
 	return *w.answer
@@ -218,6 +221,8 @@ func (w *work) dispatch(f *Flow, six bool) Verdict {
 		return w.send(c)
 	}
 	switch f.Verdict {
+	case onward:
+		return Pass
 	case toPeer:
 		return macs(call{way: wayPeer, ifindex: f.Ifindex})
 	case toEgress:
@@ -322,7 +327,7 @@ func (w *work) plain() (Verdict, bool) {
 	switch {
 	case f == nil || f.Epoch != w.Epoch || w.idle(f) || f.State != stateEstablished || f.Flags&(toIPv4|toIPv6) != 0:
 	case f.Flags&hop != 0 && p.ttl <= 1 || w.tooLong(f, header):
-	case w.a.Hook == FromEndpoint && p.srcMAC != f.Sender:
+	case (w.a.Hook == FromEndpoint || w.a.Hook == ToParent) && p.srcMAC != f.Sender:
 	default:
 		return w.forward(w.seen(f)), true
 	}

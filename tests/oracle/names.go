@@ -42,6 +42,7 @@ const (
 	toUplink = loader.BPFVerdictVERDICT_UPLINK
 	toHost   = loader.BPFVerdictVERDICT_HOST
 	toLo     = loader.BPFVerdictVERDICT_LO
+	onward   = loader.BPFVerdictVERDICT_ONWARD
 
 	stateNew         = loader.BPFFlowStateFLOW_NEW
 	stateAnswered    = loader.BPFFlowStateFLOW_ANSWERED

@@ -31,7 +31,7 @@ func one[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 func (g *maker) chance(n int) bool { return g.IntN(n) == 0 }
 
 var (
-	somePorts = []uint16{80, 80, 22, 53, 67, 68, 90, 94, 443, 546, 547, 5353, 8080, 8080, 8080, 8081, 8082, 8083, 8084, 8085, 8089, 8090, 8091, 8092, 20000, 20005, 20007, 20011, 20019, 21003, 40000, 40001, 40002, 65535, 0}
+	somePorts = []uint16{80, 80, 22, 53, 67, 68, 90, 94, 443, 546, 547, 5353, 8080, 8080, 8080, 8081, 8082, 8083, 8084, 8085, 8089, 8090, 8091, 8092, 8093, 8093, 8093, 8093, 8094, 20000, 20005, 20007, 20011, 20019, 21003, 40000, 40001, 40002, 65535, 0}
 	groups    = []string{"224.0.0.1", "224.0.0.251", "239.1.2.3", "255.255.255.255", "10.1.0.255", "10.2.0.255", "ff02::1", "ff02::2", "ff02::16", "ff02::fb", "ff05::1:3"}
 	odd       = []string{"0.0.0.0", "::", "127.0.0.1", "127.9.9.9", "::1", "169.254.1.1", "192.0.2.7", "fe80::77", "::ffff:10.1.0.3", "::ffff:203.0.113.1", "10.1.0.77", "fd00:1::77", "10.9.9.9", "255.255.255.255"}
 )
@@ -186,8 +186,14 @@ func (g *maker) place(h Hook) (a Arrival, dst, src MAC) {
 		a.Ifindex, src, dst = n.Bridge, n.MAC, them
 	case FromLo:
 		a.Ifindex = 1
+	case ToParent:
+		e := g.m.Endpoints[14+uint32(g.IntN(2))]
+		a.Ifindex, src, dst = e.Ifindex, e.MAC, them
+		if g.chance(3) {
+			src = g.macs[a.Ifindex]
+		}
 	}
-	if h == ToUplink || h == ToTunnel || h == ToEndpoint {
+	if h == ToUplink || h == ToTunnel || h == ToEndpoint || h == ToParent {
 		a.Forwarded = g.chance(2)
 		a.Mark = one[uint32](g.Rand, 0, 0, 1, passed)
 	}
@@ -219,6 +225,9 @@ func (g *maker) likely(a *Arrival, six bool) (src, dst netip.Addr) {
 		src, dst = pick(beyond4, beyond6), pick(tunnel4, tunnel6)
 	case ToUplink:
 		src, dst = own(), world()
+	case ToParent:
+		e := g.m.Endpoints[14+uint32(g.IntN(2))]
+		src, dst = one(g.Rand, pick(e.IP4, e.IP6), own()), world()
 	case ToTunnel:
 		src, dst = pick(tunnel4, tunnel6), pick(beyond4, beyond6)
 	case FromEndpoint, ToEndpoint:

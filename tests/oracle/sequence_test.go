@@ -54,7 +54,7 @@ func (c *changer) change() string {
 	}
 	switch c.IntN(16) {
 	case 0, 1: // unpublished, published again
-		rule := one[uint32](c.Rand, 5000, 5001, 5003, 5004, 5005, 5006, 5100, 5101, 5103, 5105, 5106, 5200)
+		rule := one[uint32](c.Rand, 5000, 5001, 5003, 5004, 5005, 5006, 5009, 5010, 5010, 5100, 5110, 5101, 5103, 5105, 5106, 5200)
 		return c.leave(fmt.Sprintf("publication %d", rule), func() func() {
 			gone := map[Port]uint32{}
 			for p, id := range m.Ports {
@@ -210,7 +210,7 @@ func (w *world) sequence(seed, n uint64, steps int, careful bool) (packets, chan
 			w.at(w.m.Now, w.m.Epoch)
 			continue
 		}
-		a := c.next(one(c.Rand, FromUplink, FromUplink, FromEndpoint, FromEndpoint, FromEndpoint, FromLo, ToBridge, FromTunnel, ToUplink, ToTunnel, ToEndpoint))
+		a := c.next(one(c.Rand, FromUplink, FromUplink, FromEndpoint, FromEndpoint, FromEndpoint, FromLo, ToBridge, FromTunnel, ToUplink, ToTunnel, ToEndpoint, ToParent))
 		got, what := w.differ(a, false, careful)
 		if what == errRefused.Error() {
 			continue

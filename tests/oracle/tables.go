@@ -20,6 +20,7 @@ type MAC [6]byte
 type Endpoint struct {
 	Gen, Ifindex, Network uint32
 	DHCPServer            bool
+	Child                 bool // a macvlan, whose parent is Ifindex
 	MAC                   MAC
 	MTU                   uint16
 	IP4, IP6, LinkLocal   netip.Addr
@@ -128,7 +129,7 @@ func (t *Tables) endpointOf(network uint32, a netip.Addr) uint32 {
 // endpointAt is whose host end a device is.
 func (t *Tables) endpointAt(ifindex uint32) uint32 {
 	for slot, e := range t.Endpoints {
-		if e.Ifindex == ifindex {
+		if e.Ifindex == ifindex && !e.Child {
 			return slot
 		}
 	}

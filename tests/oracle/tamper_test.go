@@ -45,6 +45,9 @@ func (g *maker) lead(a Arrival, out Answer) {
 		dst, src = g.macs[s.ifindex], MAC{2, 0x42, 0, 0, 0xdd, 1}
 	case s.way == wayIn && s.ifindex == 1:
 		b.Hook, b.Ifindex = FromLo, 1
+	case s.way == wayIn && g.m.networkAt(s.ifindex) == 0:
+		b.Hook, b.Ifindex = ToParent, s.ifindex
+		dst, src = MAC(out.Out[6:12]), MAC(out.Out[:6])
 	case s.way == wayIn:
 		b.Hook, b.Ifindex = ToBridge, s.ifindex
 	default:

@@ -221,6 +221,59 @@ func (w *work) toUplink(l2 int) Verdict {
 	return Pass
 }
 
+// toParent: toUplink of a device whose children answer to who reached their published ports.
+func (w *work) toParent() Verdict {
+	w.zone = w.a.Ifindex
+	if v, ok := w.plain(); ok {
+		return v
+	}
+	if v := w.fromChild(); v != miss {
+		return v
+	}
+	return w.toUplink(etherLen)
+}
+
+func (w *work) fromChild() Verdict {
+	var reason loader.BPFReason
+	w.p, reason = parse(w.a.Frame, etherLen, w.ethertype(etherLen), w.a.Segment != 0)
+	p := &w.p
+	if reason != none {
+		return miss
+	}
+	if p.kind == fragment && p.at > 0 {
+		if !w.followed() || w.datagram() == nil {
+			return miss
+		}
+		return w.laterFragment(Pass)
+	}
+	fragmented := p.kind == fragment
+	if fragmented {
+		p.kind = p.whole
+	}
+	switch p.kind {
+	case icmpKind:
+		return w.related()
+	case query:
+	default:
+		return miss
+	}
+	if f := w.find(w.tupleOf()); f == nil || f.Sender != p.srcMAC {
+		return miss
+	}
+	v := w.known()
+	if !fragmented || v == miss {
+		return v
+	}
+	fate := v
+	if v == Pass { // though it is not the host's
+		fate = Redirect
+	}
+	if w.firstFragment(fate) == Drop {
+		return Drop
+	}
+	return v
+}
+
 // remember: answers to what the host sends by UDP from a port that is published, or to its
 // pings, are the host's.
 func (w *work) remember() {

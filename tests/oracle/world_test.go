@@ -28,6 +28,7 @@ import (
 //	                                            ├── br6 icc, masquerade, IPv4 only      11
 //	                                            └─┬ icc, masquerade, no bridge: cables  12
 //	                                              └───────────────────────────────────  13
+//	up0 ── 14, a macvlan; up1 ── 15, one where the host has no address on its link
 //
 // Tunnel's addresses are such that a test run, which takes the first bytes of any packet for an
 // Ethernet header, finds the right ethertype in them.
@@ -105,6 +106,8 @@ func (w *world) draw() {
 	}
 	w.join(12, 7)
 	w.join(13, 7)
+	w.child(14, 8, "up0", "203.0.113.50", "2001:db8:113::50", host4, host6)
+	w.child(15, 9, "up1", "198.51.100.50", "2001:db8:51::50", netip.Addr{}, netip.Addr{})
 	m.Endpoints[2].MTU = 1400
 	m.Endpoints[10].DHCPServer = true
 	for _, a := range []netip.Addr{host4, host6, second4, second6, tunnel4, tunnel6, lo4, lo6} {
@@ -143,6 +146,8 @@ func (w *world) draw() {
 		w.publish(rule+5, 2, netip.Addr{}, proto, 8085, 90, 5)
 		w.publish(rule+6, 9, second4, proto, 8080, 80, 1)
 		w.publish(rule+7, 5, netip.Addr{}, proto, 20005, 80, 1)
+		w.publish(rule+10, 14, netip.Addr{}, proto, 8093, 80, 1)
+		w.publish(rule+11, 15, netip.Addr{}, proto, 8094, 80, 1)
 		w.publish(rule+9, 12, netip.Addr{}, proto, 8092, 80, 1)
 		w.publish(rule+8, 1, netip.Addr{}, proto, 8091, 80, 1) // the same server once more
 		m.Rules[rule+20] = &Rule{Gen: 1, Kind: publication, Endpoint4: 5, Endpoint6: 5, Port: 80, HostPort: 80}
@@ -170,6 +175,17 @@ func (w *world) join(slot, number uint32) {
 	}
 	w.m.Endpoints[slot] = e
 	n.Members = append(n.Members, slot)
+}
+
+// child makes a macvlan, on a network of its own.
+func (w *world) child(slot, number uint32, parent, ip4, ip6 string, gateway4, gateway6 netip.Addr) {
+	index := w.devices[parent]
+	e := &Endpoint{Gen: 1, Ifindex: index, Network: number, Child: true, MTU: 1500, MAC: MAC{2, 0x42, 0, 0, byte(number), byte(slot)},
+		IP4: netip.MustParseAddr(ip4), IP6: netip.MustParseAddr(ip6)}
+	e.LinkLocal = eui64(e.MAC)
+	w.m.Endpoints[slot] = e
+	w.m.Networks[number] = &Network{ICC: true, MAC: w.macs[index], LinkLocal: eui64(w.macs[index]), Gateway4: gateway4, Gateway6: gateway6, Members: []uint32{slot}}
+	w.m.Rules[number] = &Rule{Gen: 1, Kind: loader.BPFRuleKindRULE_NETWORK}
 }
 
 // publish opens count ports, on one address of the host's or on all.

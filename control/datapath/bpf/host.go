@@ -169,7 +169,7 @@ func (p *Path) Refresh() error {
 		return err
 	}
 	isUplink := indices(up)
-	if err := p.detachOldUplinks(isUplink); err != nil {
+	if err := p.detachOldUplinks(up); err != nil {
 		return err
 	}
 	if err := p.attachBindGuard(); err != nil {
@@ -203,7 +203,7 @@ func (p *Path) devices() (map[int]string, error) {
 	return link.Names(ns)
 }
 
-var allUplinkPrograms = []string{loader.BPFProgFromUplink, loader.BPFProgToUplink, loader.BPFProgFromTunnel, loader.BPFProgToTunnel}
+var allUplinkPrograms = []string{loader.BPFProgFromUplink, loader.BPFProgToUplink, loader.BPFProgToParent, loader.BPFProgFromTunnel, loader.BPFProgToTunnel}
 
 // uplinkPrograms are the two that belong on an uplink: tun, WireGuard and their like have no
 // Ethernet header.
@@ -211,11 +211,19 @@ func uplinkPrograms(l link.Uplink) (in, out string) {
 	if !l.Ethernet {
 		return loader.BPFProgFromTunnel, loader.BPFProgToTunnel
 	}
+	if l.Parent {
+		return loader.BPFProgFromUplink, loader.BPFProgToParent
+	}
 	return loader.BPFProgFromUplink, loader.BPFProgToUplink
 }
 
-// detachOldUplinks takes our programs off devices that are uplinks no more.
-func (p *Path) detachOldUplinks(isUplink map[int]bool) error {
+// detachOldUplinks takes our programs off devices that are uplinks no more, or of another kind.
+func (p *Path) detachOldUplinks(up []link.Uplink) error {
+	wanted := make(map[int][]string)
+	for _, l := range up {
+		in, out := uplinkPrograms(l)
+		wanted[l.Index] = []string{in, out}
+	}
 	ns, err := p.host.Netns()
 	if err != nil {
 		return err
@@ -230,13 +238,17 @@ func (p *Path) detachOldUplinks(isUplink map[int]bool) error {
 	}
 	for ifindex, programs := range on {
 		for _, name := range programs {
-			if isUplink[ifindex] || !slices.Contains(allUplinkPrograms, name) {
+			if slices.Contains(wanted[ifindex], name) || !slices.Contains(allUplinkPrograms, name) {
 				continue
 			}
 			if err := p.detach(name, ifindex); err != nil {
 				return err
 			}
-			p.host.Did("device %d: %s detached, no uplink any more", ifindex, name)
+			why := "no uplink any more"
+			if len(wanted[ifindex]) > 0 {
+				why = "another takes its place"
+			}
+			p.host.Did("device %d: %s detached, %s", ifindex, name, why)
 		}
 	}
 	return nil

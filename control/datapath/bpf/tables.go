@@ -65,6 +65,9 @@ func (p *Path) SetEndpoint(slot uint32, e maps.Endpoint, dev datapath.EndpointDe
 	if err := t.Networks.AddMember(e.Network, slot); err != nil {
 		return err
 	}
+	if e.Child {
+		return nil // its parent's are there
+	}
 	return p.ShutDevice(e.Ifindex, dev.Name)
 }
 
