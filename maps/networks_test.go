@@ -152,3 +152,32 @@ func TestMembers(t *testing.T) {
 	require.Error(t, n.AddMember(3, 0))
 	require.Error(t, n.AddMember(0, 1))
 }
+
+// Cables that end at the host, and macvlans: no device is a bridge's, and a parent is nobody's.
+func TestNetworkWithoutBridge(t *testing.T) {
+	tables := newTables(t)
+	nw, ep, child := testNetwork(), testEndpoint(), testEndpoint()
+	nw.Bridge = 0
+	require.NoError(t, tables.Networks.Set(3, nw))
+	got, ok, err := tables.Networks.Get(3)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, nw, got)
+	require.NoError(t, tables.Endpoints.Set(5, ep))
+	child.Network, child.Ifindex, child.Child = 4, 9, true
+	require.NoError(t, tables.Endpoints.Set(6, child))
+	s, err := tables.Endpoints.Get(6)
+	require.NoError(t, err)
+	require.Equal(t, child, s.Endpoint)
+	devices, err := tables.Devices.List()
+	require.NoError(t, err)
+	require.Equal(t, map[int]Device{7: {Endpoint: 5}}, devices)
+	nums, err := tables.Networks.List()
+	require.NoError(t, err)
+	require.Equal(t, []uint32{3}, nums)
+	require.NoError(t, tables.Endpoints.Clear(6))
+	require.NoError(t, tables.Networks.Clear(3))
+	nums, err = tables.Networks.List()
+	require.NoError(t, err)
+	require.Empty(t, nums)
+}
