@@ -20,7 +20,7 @@ var OnDocker = []Difference{
 	{"C4", "a link begins and ends with its client", "docker run --link is the only way to one", nil, nil},
 	{"C5", "no isolate=false", "Docker's bridge networks are always isolated", []string{"TestC5/isolate_off"}, nil},
 	{"C6", "a container of an internal network has a default route, which leads nowhere", "this Engine gives it one", []string{"TestC6/no_default_route"}, nil},
-	{"C11", "with its first dual-stack network a container's default route and ports move there: connections by the old way are cut", "the Engine prefers a network of both families (libnetwork's epHeap)", []string{"TestC11/first_IPv6"}, nil},
+	{"C11", "with its first dual-stack network a container's default route and ports move there: connections by the old way are cut", "the Engine takes the default route by a network of both families, if there is one", []string{"TestC11/first_IPv6"}, nil},
 	{"C11", "so they do with a network whose name comes first", "as above: by the name, when all else is equal", []string{"TestC11/published_network_left/back_again"}, nil},
 	{"C12", "no network on which containers may be DHCP servers", "Docker has no such flag", []string{"TestC12/DHCP_servers"}, nil},
 	{"C13", "--net none: no [::1]", "the Engine turns IPv6 off in a container without an IPv6 network", nil, nil},
