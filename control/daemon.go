@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,9 +37,10 @@ const (
 
 // Daemon makes the kernel's maps and hooks follow the host's devices, addresses, routes
 // and rules until ctx ends, and puts back programs that somebody has detached. log gets
-// a line for each change. It sets the host up if nobody has, and returns nil when
-// somebody uninstalls it. ErrConflict when one runs for this root already.
-func (m *Manager) Daemon(ctx context.Context, log func(line string)) error {
+// a line for each change; ready is called once, when the host is up to date and followed. It
+// sets the host up if nobody has, and returns nil when somebody uninstalls it. ErrConflict
+// when one runs for this root already.
+func (m *Manager) Daemon(ctx context.Context, log func(line string), ready func()) error {
 	if err := m.makeRoot(); err != nil {
 		return err
 	}
@@ -47,7 +49,7 @@ func (m *Manager) Daemon(ctx context.Context, log func(line string)) error {
 		return err
 	}
 	defer root.Close()
-	d := &daemon{m: m, log: log, root: root}
+	d := &daemon{m: m, log: log, ready: sync.OnceFunc(ready), root: root}
 	m.o.Warn = d.warn
 	steps, err := m.Reconcile()
 	if ok, _ := m.view(func(*op) error { return nil }); err != nil && !ok {
@@ -81,9 +83,10 @@ func (m *Manager) lockRoot() (*os.File, error) {
 }
 
 type daemon struct {
-	m    *Manager
-	log  func(string)
-	root *os.File
+	m     *Manager
+	log   func(string)
+	ready func()
+	root  *os.File
 
 	ns     *netns.NS
 	watch  *watch.Watcher
@@ -142,6 +145,7 @@ func (d *daemon) session(ctx context.Context) (again bool, err error) {
 
 	// From here on nothing is missed; what changed before is found by this look.
 	due := d.look(ctx, watch.All)
+	d.ready()
 	patrol := time.NewTimer(patrolAt)
 	defer patrol.Stop()
 	for {

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -247,14 +246,7 @@ func TestIPTablesDaemon(t *testing.T) {
 	want := l.rules(iptables.NFT)
 	ctx, stop := context.WithCancel(context.Background())
 	ended, following := make(chan error, 1), make(chan bool)
-	var once sync.Once
-	go func() {
-		ended <- l.m.Daemon(ctx, func(line string) {
-			if strings.HasPrefix(line, "following") {
-				once.Do(func() { close(following) })
-			}
-		})
-	}()
+	go func() { ended <- l.m.Daemon(ctx, func(string) {}, func() { close(following) }) }()
 	<-following
 	for _, harm := range [][]string{{"iptables-nft", "-t", "nat", "-F"}, {"nft", "flush", "ruleset"}} {
 		l.inHost("", harm...)

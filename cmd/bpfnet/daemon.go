@@ -48,13 +48,15 @@ docker network create -d bpfnet: on the socket where the Engine looks for one, o
 			ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
 			log := func(line string) { fmt.Fprintf(a.err, "bpfnet: %s\n", oneLine(line)) }
-			run := []work{func(ctx context.Context, m *control.Manager) error { return m.Daemon(ctx, log) }}
+			awaited := awaitedReadiness(log)
+			follows := awaited.part()
+			run := []work{func(ctx context.Context, m *control.Manager) error { return m.Daemon(ctx, log, follows) }}
 			if follow {
 				engine.Log = log
 				run = append(run, func(ctx context.Context, m *control.Manager) error { return docker.Follow(ctx, m, engine) })
 			}
 			if cmd.Flags().Changed("docker-driver") {
-				driver.Log = log
+				driver.Log, driver.Ready = log, awaited.part()
 				run = append(run, func(ctx context.Context, m *control.Manager) error { return dockerdriver.Serve(ctx, m, driver) })
 			}
 			return a.together(ctx, run...)

@@ -43,6 +43,7 @@ const (
 type Options struct {
 	Socket string // "": DefaultSocket
 	Log    func(line string)
+	Ready  func() // is called when the Engine is answered
 }
 
 // server answers one Engine. The Manager is for one request at a time.
@@ -75,6 +76,9 @@ func Serve(ctx context.Context, m *control.Manager, o Options) error {
 	ended := make(chan error, 1)
 	go func() { ended <- h.Serve(l) }()
 	s.log("docker driver: listening on " + path)
+	if o.Ready != nil {
+		o.Ready()
+	}
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
