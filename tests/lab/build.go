@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -73,4 +74,25 @@ func Build(pkg string) (string, error) {
 		return "", fmt.Errorf("%s: %w: %s", pkg, err, out)
 	}
 	return program, nil
+}
+
+// Deb builds the Debian package of the tree as it is, with a version of its own: so nothing
+// depends on git.
+func Deb(t testing.TB, version string) string {
+	t.Helper()
+	root, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		t.Fatalf("lab: go env: %v", err)
+	}
+	dir := t.TempDir()
+	build := exec.Command("sh", filepath.Join(filepath.Dir(strings.TrimSpace(string(root))), "packaging", "deb"), dir)
+	build.Env = append(os.Environ(), "VERSION="+version)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("lab: package: %v: %s", err, out)
+	}
+	debs, err := filepath.Glob(filepath.Join(dir, "bpfnet_"+version+"_*.deb"))
+	if err != nil || len(debs) != 1 {
+		t.Fatalf("lab: package: built %q: %v", debs, err)
+	}
+	return debs[0]
 }

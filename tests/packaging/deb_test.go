@@ -6,7 +6,6 @@ package packaging
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -48,6 +47,8 @@ for page in bpfnet bpfnet-run bpfnet-network-create; do man -w $page >/dev/null;
 gzip -t /usr/share/man/man1/bpfnet.1.gz
 say bash bash -n /usr/share/bash-completion/completions/bpfnet && echo fine
 systemd-analyze verify --man=no bpfnet.service && echo "unit: fine"
+systemctl enable bpfnet 2>/dev/null
+say enabled systemctl is-enabled bpfnet
 
 # The daemon with no more than the unit gives it.
 bound=$(sed -n 's/^CapabilityBoundingSet=//p' /usr/lib/systemd/system/bpfnet.service |
@@ -85,28 +86,19 @@ say purged dpkg-query -W -f '${Status}\n' bpfnet || echo gone
 
 func TestDeb(t *testing.T) {
 	l := lab.New(t)
-	// The package is built of the tree as it is; by a fixed version nothing depends on git.
-	dir := t.TempDir()
-	build := exec.Command("sh", "packaging/deb", dir)
-	build.Dir = "../.."
-	build.Env = append(os.Environ(), "VERSION=1.2.3~test", "GO="+goCommand(t))
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	debs, err := filepath.Glob(filepath.Join(dir, "bpfnet_1.2.3~test_*.deb"))
-	require.NoError(t, err)
-	require.Len(t, debs, 1)
-
+	deb, dir := lab.Deb(t, "1.2.3~test"), t.TempDir()
 	script := filepath.Join(dir, "script")
 	require.NoError(t, os.WriteFile(script, []byte(use), 0o600))
 	room := filepath.Join(dir, "room")
 	require.NoError(t, os.Mkdir(room, 0o700))
 	text, err := l.Run(l.Host, "unshare", "--mount", "--propagation", "private",
-		"sh", "-c", inside, "inside", debs[0], room, script, l.Cgroup)
+		"sh", "-c", inside, "inside", deb, room, script, l.Cgroup)
 	require.NoError(t, err, "%s", text)
 	for _, line := range []string{
 		"status: install ok installed",
 		"version: bpfnet version 1.2.3~test",
 		"unit: fine",
+		"enabled: enabled",
 		"answer: hello",
 		"daemon: ended",
 		"removed: deinstall ok config-files",
@@ -119,10 +111,4 @@ func TestDeb(t *testing.T) {
 	}
 	_, left, _ := strings.Cut(text, "left:\n")
 	require.Empty(t, left, "files that purging left")
-}
-
-func goCommand(t *testing.T) string {
-	path, err := exec.LookPath("go")
-	require.NoError(t, err)
-	return path
 }
