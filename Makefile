@@ -32,7 +32,7 @@ demo: build ## the main job, explained line by line; leaves nothing behind
 TIMED = ^Test(Bar|Cost|E4Rate|AnswersAtOnce|ManyPorts)
 AT_ONCE = $(GO) test -count=1 -p 2 -parallel 3 -timeout 14m -skip '$(TIMED)'
 ALONE = $(GO) test -count=1 -p 1 -timeout 14m -run '$(TIMED)'
-ENGINES = ./tests/docker ./tests/dockerdriver ./tests/cni ./tests/podman
+ENGINES = ./tests/docker ./tests/dockerdriver ./tests/cni ./tests/podman ./tests/systemd
 
 test: deps go-found ## everything: unit, datapath, conformance, end to end (root)
 	@$(MAKE) --no-print-directory tests-at-once
@@ -63,7 +63,7 @@ test-engines-next: engines-deps go-found ## the same with Debian 13's engines, f
 	sh scripts/next env BPFNET_ENGINES=next $(GO) test -count=1 -run Containerd ./tests/cni
 
 engines-deps:
-	@NEED="dockerd:docker.io docker-compose:docker-compose podman:podman conmon:conmon runc:runc /usr/lib/cni/host-local:containernetworking-plugins busybox:busybox-static nft:nftables" sh scripts/deps
+	@NEED="dockerd:docker.io docker-compose:docker-compose podman:podman conmon:conmon runc:runc /usr/lib/cni/host-local:containernetworking-plugins busybox:busybox-static nft:nftables iptables:iptables systemctl:systemd dbus-daemon:dbus" sh scripts/deps
 
 unit: go-found ## the packages' own tests
 	$(GO) test -count=1 ./control/... ./maps/... ./loader/... ./cmd/...
