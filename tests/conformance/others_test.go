@@ -196,7 +196,7 @@ func TestOthers(t *testing.T) {
 	}
 	m, err := control.Open(control.Options{Root: o.Root, BPFFS: o.BPFFS, Netns: o.NetnsPath, Cgroup: o.Cgroup})
 	require.NoError(t, err)
-	c := &cast{Lab: o.Lab, t: t, m: m}
+	c := &cast{Lab: o.Lab, t: t, root: t, m: m, maker: ours{}}
 	require.NoError(t, m.Init(nil))
 	uninstalled := false
 	defer func() {
