@@ -25,7 +25,7 @@ import (
 //	H eth0.7 ─ eth0 ── eth0 ─ eth0.7 X
 func TestE12VLANUplink(t *testing.T) {
 	parallel(t)
-	c, s, p, _ := mainCast(t)
+	c, s, p, _ := ownCast(t)
 	hosts, far := second()
 	for _, end := range []struct {
 		ns    *netns.NS
@@ -52,7 +52,7 @@ func TestE12VLANUplink(t *testing.T) {
 //	H wg0 ~ eth0 203.0.113.1:51820 ── 203.0.113.2:51820 eth0 ~ wg0 X
 func TestA17WireGuard(t *testing.T) {
 	parallel(t)
-	c, s, p, _ := mainCast(t)
+	c, s, p, _ := ownCast(t)
 	hosts, far := second()
 	ends := []struct {
 		ns    *netns.NS

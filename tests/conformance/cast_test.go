@@ -159,10 +159,10 @@ func publish(specs ...string) func(*control.ContainerOptions) {
 
 // mainCast is the whole drawing: n1 with srv (s) and peer (p), n2 with other (o), all dual-stack, with
 // servers for TCP and UDP on every container's port 80. What changes more than networks, containers and
-// H's addresses by the cast's helpers asks for ownCast: an Engine's is shared.
+// H's addresses by the cast's helpers asks for ownCast: an Engine's, and an emulated machine's, is shared.
 func mainCast(t testing.TB, opts ...lab.Option) (c *cast, s, p, o *actor) {
 	t.Helper()
-	if onDocker() && len(opts) == 0 {
+	if (onDocker() || testing.Short()) && len(opts) == 0 {
 		return sharedCast(t)
 	}
 	return ownCast(t, opts...)

@@ -24,7 +24,7 @@ import (
 const costBar = 150 // ns
 
 func TestCostOfEstablishedPacket(t *testing.T) {
-	c, _, _, _ := mainCast(t)
+	c, _, _, _ := ownCast(t)
 	set, err := loader.OpenPrograms(loader.Options{BPFFS: c.BPFFS})
 	require.NoError(t, err)
 	defer set.Close()

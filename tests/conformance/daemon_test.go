@@ -86,7 +86,7 @@ func (c *cast) run(ns *netns.NS, line string) string {
 // is killed, nor when the host is uninstalled under it.
 func TestDaemon(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	d := c.daemon()
 	c.refuses([]string{"daemon"}, "one runs for", c.Root, "already")
 	talk, call := c.talking("tcp", c.Client, at(lab.HostIPv4, 8080), "srv"), c.calling("udp", c.Client, at(lab.HostIPv4, 8080), "srv")
@@ -128,7 +128,7 @@ func TestDaemon(t *testing.T) {
 
 // A burst of a thousand changes costs a few looks: the processor time of the daemon shows it.
 func TestDaemonBurst(t *testing.T) {
-	c, _, _, _ := mainCast(t)
+	c, _, _, _ := ownCast(t)
 	d := c.daemon()
 	h, err := c.Host.Netlink()
 	require.NoError(t, err)

@@ -339,3 +339,25 @@ func (d *theirs) handOut(c *cast) (list []handed, takeBack func()) {
 		}
 	}
 }
+
+func (d *theirs) restore(c *cast, main ...*actor) {
+	c.t.Helper()
+	for _, a := range main {
+		a.served = nil
+		if first := d.first[a]; !slices.Equal(first, a.o.Publish) {
+			require.NoError(c.t, d.changePorts(c, a, nil, lacking(a.o.Publish, first)))
+		}
+	}
+	for name, a := range d.actors {
+		if !slices.Contains(main, a) {
+			require.NoError(c.t, d.removeContainer(c, name))
+		}
+	}
+	for name := range d.networks {
+		if name != "n1" && name != "n2" {
+			d.on(c).Docker("network", "rm", name)
+			delete(d.networks, name)
+			eventually(c.t, name+" is gone", func() bool { _, err := c.m.Network("docker/" + name); return err != nil })
+		}
+	}
+}

@@ -26,7 +26,7 @@ import (
 //	X (server) eth0 ── eth0 H ─── srv (client; P:P)
 func TestE9Again(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	require.NoError(t, c.m.Init(&control.Config{MasqueradePorts: "20000-20095"}))
 	for _, ns := range []*netns.NS{s.ns, c.Host} {
 		lab.Sysctl(t, ns, "ipv4/ip_local_port_range", "50000 50063")

@@ -23,7 +23,7 @@ import (
 //	X eth0 ◄── H uplink (computes what is missing) ◄── srv    the programs see checksums to be made
 func TestE4Sums(t *testing.T) {
 	parallel(t)
-	c, s, p, _ := mainCast(t)
+	c, s, p, _ := ownCast(t)
 	lab.ServeTCP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Client, "world", ":7000")
 	computes := []port{{c.Client, "eth0"}, {c.Host, c.X.Device}, {c.Host, c.hostDevice(s)}}

@@ -24,7 +24,7 @@ import (
 //	H [::1]:PORT ── n4 10.4.0.0/24 ── only4 (8090:80, 8091:90, where nobody listens)
 func TestE1OtherFamily(t *testing.T) {
 	parallel(t)
-	c, _, _, _ := mainCast(t)
+	c, _, _, _ := ownCast(t)
 	a := c.only4(8090)
 	c.publish(a, "8091:90", "8091:90/udp")
 	t.Run("where nobody listens", func(t *testing.T) {

@@ -45,7 +45,7 @@ type errorWay struct {
 //	    192.0.2.9 behind it       └─ n2
 func TestE1Kinds(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	r := c.AddClient(t, "R", "198.51.100.1/24", "2001:db8:51::1/64")
 	lab.AddRoute(t, c.Host, "192.0.2.0/24", r.Addrs[0].String())
 	lab.AddRoute(t, c.Host, "2001:db8:f::/64", r.Addrs[1].String())

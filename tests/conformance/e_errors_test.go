@@ -21,7 +21,7 @@ import (
 //	        └─ n2 ──── other
 func TestE1Refused(t *testing.T) {
 	parallel(t)
-	c, s, p, o := mainCast(t)
+	c, s, p, o := ownCast(t)
 	c.publish(s, "8090:90/udp", "127.0.0.1:8091:90/udp")
 	for _, family := range ipVersions {
 		host, world := c.uplink().addr(family), c.world().addr(family)

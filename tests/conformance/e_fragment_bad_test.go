@@ -23,7 +23,7 @@ import (
 //	X eth0 ── eth0 H ─── srv (8080:80, P:P/udp)
 func TestE3Hostile(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	x, h, srv, gw := c.world(), c.uplink(), c.station(s, "n1"), c.gateway("n1")
 	n := times(2000, 25)
 	// The kernel keeps what remains of each hostile datagram for 30 s.
@@ -85,7 +85,7 @@ func TestE3Hostile(t *testing.T) {
 // in order.
 func TestE3Flood(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	x, h, srv, gw := c.world(), c.uplink(), c.station(s, "n1"), c.gateway("n1")
 	lab.ServeUDP(t, c.Client, "world", ":7000")
 	talks := []*dialogue{c.talking("tcp", c.Client, at(lab.HostIPv4, 8080), "srv"), c.talking("udp", c.Client, at(lab.HostIPv6, 8080), "srv"),
@@ -136,7 +136,7 @@ func TestE3Flood(t *testing.T) {
 // fragments do, there and back.
 func TestE3Host(t *testing.T) {
 	parallel(t)
-	c, _, _, _ := mainCast(t)
+	c, _, _, _ := ownCast(t)
 	x, h := c.world(), c.uplink()
 	n := times(2000, 15)
 	for _, family := range ipVersions {

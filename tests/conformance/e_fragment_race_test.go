@@ -18,7 +18,7 @@ import (
 //
 //	X ═ two CPUs ═ eth0 H ── srv (P:P/udp)
 func TestE3AtOnce(t *testing.T) {
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	x, h := c.world(), c.uplink()
 	cpus := usableCPUs(t)
 	for _, family := range ipVersions {

@@ -38,7 +38,7 @@ var orders = map[string]func([][]byte) [][]byte{
 //	                  └─ peer
 func TestE3(t *testing.T) {
 	parallel(t)
-	c, s, p, _ := mainCast(t)
+	c, s, p, _ := ownCast(t)
 	x, h, srv, peer := c.world(), c.uplink(), c.station(s, "n1"), c.station(p, "n1")
 	gw := c.gateway("n1")
 	n := times(2000, 15)

@@ -27,7 +27,7 @@ const (
 //	srv (8080:80) ── H eth1 ── eth0 R eth1 ─ 1,400 ─► eth0 far
 func TestE2Beyond(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	b := c.beyond()
 	b.narrow(c, narrow)
 	lab.ServeTCP(t, b.far, "far", ":9000")
@@ -64,7 +64,7 @@ func TestE2Beyond(t *testing.T) {
 //	              └─ n2, 1,500 ── other
 func TestE2Network(t *testing.T) {
 	parallel(t)
-	c, s, _, o := mainCast(t)
+	c, s, _, o := ownCast(t)
 	c.network("n3", 3, true, func(o *control.NetworkOptions) { o.MTU = narrow })
 	s3 := c.container("srv3", "n3", publish("8083:80", "8083:80/udp"))
 	c.serve(s3, 80)

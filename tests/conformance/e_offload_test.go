@@ -40,7 +40,7 @@ const (
 //	X eth0 ── eth0 H bridge, veth ── eth0 srv (8080:80, 5201:5201)
 func TestE4(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	c.publish(s, fmt.Sprintf("%d:%d", iperfPort, iperfPort))
 	lab.ServeTCP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Client, "world", ":7000")

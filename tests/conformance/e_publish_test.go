@@ -27,7 +27,7 @@ func (c *cast) streams(port int, containers ...*actor) (list []*stream) {
 
 // E10: a port is published while clients keep trying: their next packet gets in.
 func TestE10(t *testing.T) {
-	c, s, p, o := mainCast(t)
+	c, s, p, o := ownCast(t)
 	streams := c.streams(8090, s, p, o)
 	// A client that is not told that the port is closed sends its SYN again.
 	var syns []<-chan error
@@ -78,7 +78,7 @@ func resetFrom(f []byte, port int) bool {
 // E11: a container goes and comes again with a new address, or with the old one in a new
 // namespace, while UDP clients keep sending: the next packet reaches the new one.
 func TestE11(t *testing.T) {
-	c, _, p, o := mainCast(t)
+	c, _, p, o := ownCast(t)
 	streams := c.streams(8080, p, o)
 	for _, k := range streams {
 		k.answered(k.next(), 20, "srv")

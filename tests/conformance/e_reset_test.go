@@ -148,7 +148,7 @@ func seen(t testing.TB, at station, port uint16, do func()) *layers.TCP {
 // E9: a SYN on the tuple of a connection that is over opens a new one, at once and again and again.
 func TestE9Reopened(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	for _, family := range ipVersions {
 		for name, k := range c.connections(family, s) {
 			t.Run(fmt.Sprintf("%s, IPv%d", name, family), func(t *testing.T) {
@@ -177,7 +177,7 @@ func TestE9Reopened(t *testing.T) {
 // connection that is closed on one side lives as long as any other.
 func TestE9Reset(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	for _, family := range ipVersions {
 		for name, k := range c.connections(family, s) {
 			t.Run(fmt.Sprintf("%s, IPv%d", name, family), func(t *testing.T) {

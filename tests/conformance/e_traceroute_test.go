@@ -21,7 +21,7 @@ import (
 //	srv (8080:80) ── n1's gateway, H ── R ── far
 func TestE7(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	b := c.beyond()
 	c.publish(s, "8099:99/udp") // where nobody listens
 	for _, family := range ipVersions {

@@ -50,7 +50,7 @@ type way struct {
 //	X ◄─── 1 less ───── srv                 peer ─── as sent ───► srv ◄─── as sent ───► H
 func TestE8(t *testing.T) {
 	parallel(t)
-	c, s, p, o := mainCast(t)
+	c, s, p, o := ownCast(t)
 	lab.ServeTCP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Client, "world", ":7000")
 	lab.ServeTCP(t, c.Host, "host", ":9000")

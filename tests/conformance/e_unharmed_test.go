@@ -36,7 +36,7 @@ func tosOf(frame []byte) uint8 {
 //	X eth0 ── eth0 H ── srv (P:P)
 func TestE12Headers(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	x, h, srv, gw := c.world(), c.uplink(), c.station(s, "n1"), c.gateway("n1")
 	for _, family := range ipVersions {
 		for name, k := range c.connections(family, s) {
@@ -134,7 +134,7 @@ func headersOf(frames [][]byte, server uint16, fromClient bool) (list []string) 
 // arrives, and is read.
 func TestE12Strange(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	x, h, srv, gw := c.world(), c.uplink(), c.station(s, "n1"), c.gateway("n1")
 	for _, family := range ipVersions {
 		for _, w := range []struct {
@@ -190,7 +190,7 @@ func TestE12Strange(t *testing.T) {
 // E12: frames of a VLAN are another network's: what is published is not reached by them, nor anything dropped.
 func TestE12VLAN(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	x, h, srv := c.world(), c.uplink(), c.station(s, "n1")
 	for _, family := range ipVersions {
 		got := lab.CaptureIn(t, srv.ns, srv.dev, func(f []byte) bool {

@@ -18,7 +18,7 @@ import (
 // a container's root in its own namespaces cannot touch the host's programs.
 func TestG10(t *testing.T) {
 	parallel(t)
-	c, s, _, _ := mainCast(t)
+	c, s, _, _ := ownCast(t)
 	before := c.inventory()
 
 	// As nobody: every file of ours refuses, and so does every command.

@@ -63,7 +63,7 @@ func (c *cast) upgradeTalks(proto string, s, p *actor) (talks []*dialogue) {
 }
 
 func upgradeCast(t *testing.T) (c *cast, s, p *actor) {
-	c, s, p, _ = mainCast(t)
+	c, s, p, _ = ownCast(t)
 	lab.ServeTCP(t, c.Client, "X", ":9000")
 	lab.ServeUDP(t, c.Client, "X", ":9000")
 	return c, s, p

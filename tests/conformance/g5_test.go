@@ -16,7 +16,7 @@ import (
 // ip_forward switched, in a loop: no stream loses anything, no new connection fails.
 func TestG5(t *testing.T) {
 	parallel(t)
-	c, s, p, o := mainCast(t)
+	c, s, p, o := ownCast(t)
 	lab.ServeTCP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Client, "world", ":7000")
 	gw := c.gateway("n1")

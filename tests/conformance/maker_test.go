@@ -3,6 +3,7 @@
 package conformance
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -31,6 +32,7 @@ type maker interface {
 	hostsFile(c *cast, name string) string         // path of its /etc/hosts
 	startDaemon(c *cast) *lab.Process              // bpfnet's; the Engine's containers have it from the first on
 	endDaemon(c *cast)                             // if there is one
+	restore(c *cast, main ...*actor)               // takes back what a test has made and changed beside the main cast
 }
 
 // ours is bpfnet: containers are namespaces of the test's, attached.
@@ -115,6 +117,36 @@ func (ours) hostsFile(c *cast, name string) string {
 func (ours) startDaemon(c *cast) *lab.Process { return c.start("daemon") }
 
 func (ours) endDaemon(*cast) {}
+
+func (o ours) restore(c *cast, main ...*actor) {
+	c.t.Helper()
+	for _, a := range main {
+		a.served = nil
+		pubs, err := c.m.Publications(a.name)
+		require.NoError(c.t, err)
+		var more []string
+		for _, p := range pubs { // one of each family, by the same words
+			if !slices.Contains(a.o.Publish, p.Spec) && !slices.Contains(more, p.Spec) {
+				more = append(more, p.Spec)
+			}
+		}
+		require.NoError(c.t, c.m.Unpublish(a.name, more...))
+	}
+	containers, err := c.m.Containers()
+	require.NoError(c.t, err)
+	for _, k := range containers {
+		if !slices.ContainsFunc(main, func(a *actor) bool { return a.id == k.ID }) {
+			require.NoError(c.t, o.removeContainer(c, k.ID))
+		}
+	}
+	networks, err := c.m.Networks()
+	require.NoError(c.t, err)
+	for _, n := range networks {
+		if n.Name != "n1" && n.Name != "n2" && n.Name != control.DefaultNetwork {
+			require.NoError(c.t, c.m.RemoveNetwork(n.Name))
+		}
+	}
+}
 
 // linkable makes a network with icc off, on which links open ports.
 func (c *cast) linkable(name string, n int, six bool) {

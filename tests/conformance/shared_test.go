@@ -16,7 +16,7 @@ import (
 
 // An Engine and its containers take their time to start and to end. So tests with Engines run side by
 // side, a few at once, and those that need the main cast and take back what they change have it one after
-// the other.
+// the other. So they do where the machine is emulated (-short), and the verifier takes its time.
 
 // engines are taken by tests that have an Engine of their own.
 var engines = make(chan struct{}, 3)
@@ -65,35 +65,12 @@ func sharedCast(t testing.TB) (c *cast, s, p, o *actor) {
 			endShared()
 			return
 		}
-		c.maker.(*theirs).restore(c, shared.s, shared.p, shared.o)
+		c.restore(c, shared.s, shared.p, shared.o)
 	})
 	for _, a := range []*actor{shared.s, shared.p, shared.o} {
 		c.serve(a, 80)
 	}
 	return c, shared.s, shared.p, shared.o
-}
-
-// restore takes back what a test has made and changed.
-func (d *theirs) restore(c *cast, main ...*actor) {
-	c.t.Helper()
-	for _, a := range main {
-		a.served = nil
-		if first := d.first[a]; !slices.Equal(first, a.o.Publish) {
-			require.NoError(c.t, d.changePorts(c, a, nil, lacking(a.o.Publish, first)))
-		}
-	}
-	for name, a := range d.actors {
-		if !slices.Contains(main, a) {
-			require.NoError(c.t, d.removeContainer(c, name))
-		}
-	}
-	for name := range d.networks {
-		if name != "n1" && name != "n2" {
-			d.on(c).Docker("network", "rm", name)
-			delete(d.networks, name)
-			eventually(c.t, name+" is gone", func() bool { _, err := c.m.Network("docker/" + name); return err != nil })
-		}
-	}
 }
 
 // endShared takes the shared cast down, and says whether nothing of it is left.
