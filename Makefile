@@ -11,7 +11,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
 
-.PHONY: help all build demo test tests-at-once tests-timed unit generate fmt vet lint fresh deps conformance differences docker-rows soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean test-engines engines-at-once engines-timed engines-rows test-engines-next engines-deps packages
+.PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance differences docker-rows soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean test-engines test-engines-next engines-deps packages
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,32 +30,18 @@ demo: build ## the main job, explained line by line; leaves nothing behind
 # Most tests wait most of the time, for the kernel or for what must not come: some run
 # at once. Those that measure time run after them, alone.
 TIMED = ^Test(Bar|Cost|E4Rate|AnswersAtOnce|ManyPorts)
-AT_ONCE = $(GO) test -count=1 -p 2 -parallel 3 -timeout 14m -skip '$(TIMED)'
-ALONE = $(GO) test -count=1 -p 1 -timeout 14m -run '$(TIMED)'
+AT_ONCE = $(GO) test -count=1 -timeout 14m -skip '$(TIMED)'
+ALONE = $(GO) test -count=1 -timeout 14m -p 1 -run '$(TIMED)'
 ENGINES = ./tests/docker ./tests/dockerdriver ./tests/cni ./tests/podman ./tests/systemd
 
 test: deps go-found ## everything: unit, datapath, conformance, end to end (root)
-	@$(MAKE) --no-print-directory tests-at-once
-	@$(MAKE) --no-print-directory tests-timed
-
-tests-at-once: go-found
-	$(AT_ONCE) ./...
-
-tests-timed: go-found
+	$(AT_ONCE) -p 2 -parallel 3 ./...
 	$(ALONE) ./tests/conformance
 
+# An Engine keeps both CPUs busy.
 test-engines: engines-deps go-found ## other container engines, the real programs, on our packet path (root)
-	@$(MAKE) --no-print-directory engines-at-once
-	@$(MAKE) --no-print-directory engines-rows
-	@$(MAKE) --no-print-directory engines-timed
-
-engines-at-once: go-found
-	BPFNET_ENGINES=1 $(AT_ONCE) $(ENGINES)
-
-engines-timed: go-found
+	BPFNET_ENGINES=1 $(AT_ONCE) -p 1 $(ENGINES)
 	BPFNET_ENGINES=1 $(ALONE) $(ENGINES)
-
-engines-rows: go-found
 	$(GO) run ./tests/conformance/run -cast docker
 
 test-engines-next: engines-deps go-found ## the same with Debian 13's engines, from the machine's own mirror into the cache (root)

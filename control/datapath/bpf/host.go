@@ -90,7 +90,8 @@ func (p *Path) loadPrograms() error {
 	return p.Configure()
 }
 
-func (p *Path) load() error {
+// load is loader.Load; need are programs that few hosts do.
+func (p *Path) load(need ...string) error {
 	ns, err := p.host.Netns()
 	if err != nil {
 		return err
@@ -99,6 +100,7 @@ func (p *Path) load() error {
 	if err != nil {
 		return err
 	}
+	opts.Need = need
 	return ns.Do(func() error {
 		obj, err := loader.Load(opts)
 		if err != nil {
