@@ -27,15 +27,15 @@ build: go-found ## the binary, ./bpfnet
 demo: build ## the main job, explained line by line; leaves nothing behind
 	./bpfnet demo
 
-# Most tests wait most of the time, for the kernel or for what must not come: some run
-# at once. Those that measure time run after them, alone.
+# Rows wait much of their time, for the kernel or for what must not come: some run at
+# once. Tests that measure time run after all others, alone.
 TIMED = ^Test(Bar|Cost|E4Rate|AnswersAtOnce|ManyPorts)
 AT_ONCE = $(GO) test -count=1 -timeout 14m -skip '$(TIMED)'
 ALONE = $(GO) test -count=1 -timeout 14m -p 1 -run '$(TIMED)'
 ENGINES = ./tests/docker ./tests/dockerdriver ./tests/cni ./tests/podman ./tests/systemd
 
 test: deps go-found ## everything: unit, datapath, conformance, end to end (root)
-	$(AT_ONCE) -p 2 -parallel 3 ./...
+	$(AT_ONCE) -p 1 -parallel 3 ./...
 	$(ALONE) ./tests/conformance
 
 # An Engine keeps both CPUs busy.
