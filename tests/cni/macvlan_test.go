@@ -119,12 +119,7 @@ func TestChainedMacvlanLife(t *testing.T) {
 		r.asks(r.Host, "tcp", "127.0.0.1:8081", "other", "")
 	}
 	works()
-	cli := func(args ...string) string {
-		t.Helper()
-		out, err := r.Run(r.Host, lab.Binary(t), args...)
-		require.NoError(t, err)
-		return out
-	}
+	cli := r.cli
 	require.Contains(t, cli("network", "ls"), "cni/beside")
 	require.Contains(t, cli("network", "inspect", "cni/beside"), "203.0.113.0/24")
 	require.Contains(t, cli("inspect", "cni/web"), "203.0.113.50")

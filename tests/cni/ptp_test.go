@@ -198,12 +198,7 @@ func TestChainedPTPLife(t *testing.T) {
 		r.asks(web.ns, "tcp", "10.46.0.3:80", "other", "10.46.0.2")
 	}
 	works()
-	cli := func(args ...string) string {
-		t.Helper()
-		out, err := r.Run(r.Host, lab.Binary(t), args...)
-		require.NoError(t, err)
-		return out
-	}
+	cli := r.cli
 	require.Contains(t, cli("network", "ls"), "cni/cables")
 	require.Contains(t, cli("network", "inspect", "cni/cables"), "10.46.0.0/24")
 	require.Contains(t, cli("inspect", "cni/web"), "10.46.0.2")

@@ -222,6 +222,14 @@ type pod struct {
 	path string
 }
 
+// cli runs the real program's other commands on the host, and gives what it wrote.
+func (r *runtime) cli(args ...string) string {
+	r.t.Helper()
+	out, err := r.Run(r.Host, lab.Binary(r.t), args...)
+	require.NoError(r.t, err)
+	return out
+}
+
 func (r *runtime) pod(id string) pod {
 	r.t.Helper()
 	ns, path := r.AddNetns(r.t, id)
