@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,9 +77,26 @@ func (h *host) told(line string) bool {
 	return h.quiet()&Host != 0
 }
 
-// What is told, and what is not: each after all that was before it.
+// up waits until the kernel has told that devices are up. It may wait for a second itself
+// (net/core/link_watch.c).
+func (h *host) up(devices ...string) {
+	h.t.Helper()
+	k, err := h.ns.Netlink()
+	require.NoError(h.t, err)
+	defer k.Close()
+	require.Eventually(h.t, func() bool {
+		return !slices.ContainsFunc(devices, func(d string) bool {
+			l, err := k.LinkByName(d)
+			return err != nil || l.Attrs().OperState != netlink.OperUp
+		})
+	}, 5*time.Second, 5*time.Millisecond)
+}
+
+// What is told, and what is not: each after all that was before it. Devices make no addresses
+// of their own, which would come when they please.
 func TestChanges(t *testing.T) {
-	h := newHost(t, "ip link add eth0 type veth peer name far0", "ip link add own0 type veth peer name far1")
+	h := newHost(t, "ip link add eth0 type veth peer name far0", "ip link add own0 type veth peer name far1",
+		"ip link set eth0 addrgenmode none", "ip link set far0 addrgenmode none", "ip link set own0 addrgenmode none")
 	for _, c := range []struct {
 		line string
 		told bool
@@ -111,6 +129,9 @@ func TestChanges(t *testing.T) {
 		{"ip link del eth0", true},
 	} {
 		require.Equal(t, c.told, h.told(c.line), c.line)
+		if c.line == "ip link set eth0 up" {
+			h.up("eth0", "far0")
+		}
 	}
 }
 

@@ -102,6 +102,7 @@ func TestB9(t *testing.T) {
 // B11: 64 at once ask for random ports while a process of the host's binds ports at random: no
 // port is handed out twice, neither to two containers nor to a container and the process.
 func TestB11(t *testing.T) {
+	parallel(t)
 	type way struct {
 		by     string
 		rounds int

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -21,11 +22,16 @@ import (
 // edit replaces text in a file of bpf/.
 type edit struct{ file, old, new string }
 
+// building is held while build works: each build is made once.
+var building sync.Mutex
+
 // build makes the real program of other programs for the kernel: bpf/ is copied, edited
 // and compiled, by the command that generate.go has, and the binary embeds what comes
 // out of it, Go types included. It is another release of bpfnet.
 func build(t testing.TB, name string, edits ...edit) string {
 	t.Helper()
+	building.Lock()
+	defer building.Unlock()
 	programs := filepath.Dir(lab.Binary(t))
 	path := filepath.Join(programs, name)
 	if _, err := os.Stat(path); err == nil {

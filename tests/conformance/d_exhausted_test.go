@@ -54,6 +54,7 @@ func (list crowd) all(order string, args ...any) []string {
 //
 //	s0 … s9 ──► H 203.0.113.1, by each of its ports ──► X:9000
 func TestD5(t *testing.T) {
+	parallel(t)
 	const containers = 10
 	c := newCast(t)
 	c.network("n1", 1, true)

@@ -177,6 +177,7 @@ func (d *daemon) cpu() time.Duration {
 //	X 203.0.113.2 ──── eth0 H ──── srv
 //	Y 198.51.100.2 ─── eth1 (later)
 func TestA18(t *testing.T) {
+	parallel(t)
 	for _, by := range []string{"daemon", "reconcile"} {
 		t.Run(by, func(t *testing.T) {
 			c, s, _, _ := ownCast(t)

@@ -17,6 +17,7 @@ import (
 // stream: no reset, nothing lost, no new connection fails. The containers' commands live on and
 // write their logs, and every command goes on to work.
 func TestG1(t *testing.T) {
+	parallel(t)
 	c := newCast(t)
 	c.network("n1", 1, true)
 	c.must(append([]string{"run", "-d", "--name", "web", "--net", "n1", "-p", "8080:80", "-p", "8080:80/udp", "--"}, lab.Self("serve", "web", ":80")...)...)

@@ -76,6 +76,8 @@ func TestG2(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			if kind == loader.KindClsact {
 				t.Setenv(loader.NoTCX, "1")
+			} else {
+				parallel(t)
 			}
 			upgrades(t, kind)
 		})
@@ -131,6 +133,7 @@ func sum(list []uint64) (n uint64) {
 
 // changedLayout: forth to a build with another layout, and back.
 func changedLayout(t *testing.T) {
+	parallel(t)
 	c, s, p := upgradeCast(t)
 	this, other := lab.Binary(t), build(t, "layout", otherLayout...)
 	// The sets of programs have names of their own.
@@ -198,6 +201,7 @@ func changedLayout(t *testing.T) {
 
 // killedUpgrade: reconcile is killed at any step of a change of layout, and run again.
 func killedUpgrade(t *testing.T) {
+	parallel(t)
 	c, s, p := upgradeCast(t)
 	this, other := lab.Binary(t), build(t, "layout", otherLayout...)
 	talks := append(c.upgradeTalks("tcp", s, p), c.upgradeTalks("udp", s, p)...)
@@ -232,6 +236,7 @@ func killedUpgrade(t *testing.T) {
 
 // refusedLayout: what cannot be carried over is refused, until it is told to.
 func refusedLayout(t *testing.T) {
+	parallel(t)
 	c, s, p := upgradeCast(t)
 	narrow := build(t, "narrow", narrowLayout...)
 	talks := c.upgradeTalks("tcp", s, p)

@@ -3,6 +3,7 @@
 package conformance
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"slices"
@@ -142,6 +143,10 @@ func (l *lasting) FailNow() {
 func (l *lasting) Helper() {}
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() {
+		wait *= 5
+	}
 	code := lab.Main(m)
 	if !endShared() {
 		code = 1

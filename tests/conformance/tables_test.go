@@ -31,6 +31,7 @@ func (c *cast) table(name string) (found control.TableStatus) {
 
 // The tables' sizes change under traffic; smaller than what lives is refused.
 func TestTableSizes(t *testing.T) {
+	parallel(t)
 	c, s, p := upgradeCast(t)
 	talks := append(c.upgradeTalks("tcp", s, p), c.upgradeTalks("udp", s, p)...)
 	idle := append(c.idle("tcp", c.Client, at(lab.HostIPv4, 8080), 1000), c.idle("udp", c.Client, at(lab.HostIPv4, 8080), 300)...)
