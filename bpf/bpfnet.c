@@ -8,6 +8,7 @@
 #include "to_endpoint.c"
 #include "to_bridge.c"
 #include "from_lo.c"
+#include "slow_path.c"
 #include "sweep.c"
 #include "post_bind.c"
 

@@ -248,7 +248,7 @@ static __always_inline int unicast_packet(struct __sk_buff *skb, struct scratch 
 	return err ? drop(skb, err) : first(skb, s);
 }
 
-static __noinline int from_endpoint_slow(struct __sk_buff *skb)
+__noinline int from_endpoint_slow(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, slot, number;
 	struct device *device = bpf_map_lookup_elem(&devices, &ifindex);
@@ -327,5 +327,5 @@ int from_endpoint(struct __sk_buff *skb)
 
 	if (skb->vlan_present)
 		return drop(skb, REASON_UNSUPPORTED);
-	return fast(skb, skb->ifindex, HOOK_ENDPOINT, &ret) ? ret : from_endpoint_slow(skb);
+	return fast(skb, skb->ifindex, HOOK_ENDPOINT, &ret) ? ret : slow(skb, HOOK_ENDPOINT, DROP);
 }

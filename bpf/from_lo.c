@@ -47,7 +47,7 @@ static __noinline int decide_local(struct __sk_buff *skb, struct scratch *s, __u
 	return enter_with_port(skb, s, s->flow.dst.id, 0);
 }
 
-static __noinline int from_lo_slow(struct __sk_buff *skb)
+__noinline int from_lo_slow(struct __sk_buff *skb)
 {
 	struct scratch *s;
 	struct packet *p;
@@ -96,5 +96,5 @@ int from_lo(struct __sk_buff *skb)
 {
 	int ret;
 
-	return fast(skb, ZONE_LO, HOOK_LO, &ret) ? ret : from_lo_slow(skb);
+	return fast(skb, ZONE_LO, HOOK_LO, &ret) ? ret : slow(skb, HOOK_LO, PASS);
 }

@@ -171,7 +171,7 @@ static __always_inline int world_packet(struct __sk_buff *skb, struct scratch *s
 	return err ? drop(skb, err) : first(skb, s);
 }
 
-static __noinline int from_uplink_slow(struct __sk_buff *skb, __u32 l2)
+__noinline int from_uplink_slow(struct __sk_buff *skb, __u32 l2)
 {
 	struct scratch *s;
 	struct packet *p;
@@ -211,7 +211,7 @@ int from_uplink(struct __sk_buff *skb)
 	/* Another VLAN's frames, other hosts' in promiscuous mode, broadcasts. */
 	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
 		return PASS;
-	return fast(skb, ZONE_WORLD, HOOK_UPLINK, &ret) ? ret : from_uplink_slow(skb, ETH_HLEN);
+	return fast(skb, ZONE_WORLD, HOOK_UPLINK, &ret) ? ret : slow(skb, HOOK_UPLINK, PASS);
 }
 
 /* The same for a device without a link-layer header (tun, WireGuard, ipip). */
@@ -220,5 +220,5 @@ int from_tunnel(struct __sk_buff *skb)
 {
 	int ret;
 
-	return fast(skb, ZONE_WORLD, HOOK_TUNNEL, &ret) ? ret : from_uplink_slow(skb, 0);
+	return fast(skb, ZONE_WORLD, HOOK_TUNNEL, &ret) ? ret : slow(skb, HOOK_TUNNEL, PASS);
 }

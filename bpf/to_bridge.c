@@ -15,7 +15,7 @@ static __always_inline int emit(struct __sk_buff *skb, __u32 id)
 	return bpf_redirect(e->ifindex, 0);
 }
 
-static __noinline int to_bridge_slow(struct __sk_buff *skb)
+__noinline int to_bridge_slow(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, number, id;
 	struct device *device = bpf_map_lookup_elem(&devices, &ifindex);
@@ -81,5 +81,5 @@ int to_bridge(struct __sk_buff *skb)
 	/* Forwarded by the kernel from another device: nobody reaches a container so. */
 	if (skb->ingress_ifindex)
 		return drop(skb, REASON_DIRECT_ACCESS);
-	return fast(skb, skb->ifindex, HOOK_BRIDGE, &ret) ? ret : to_bridge_slow(skb);
+	return fast(skb, skb->ifindex, HOOK_BRIDGE, &ret) ? ret : slow(skb, HOOK_BRIDGE, DROP);
 }

@@ -7,7 +7,7 @@
  */
 #include "lib/fragment.h"
 
-static __noinline int to_uplink_slow(struct __sk_buff *skb, __u32 l2)
+__noinline int to_uplink_slow(struct __sk_buff *skb, __u32 l2)
 {
 	struct scratch *s;
 
@@ -25,35 +25,45 @@ static __noinline int to_uplink_slow(struct __sk_buff *skb, __u32 l2)
 	return PASS;
 }
 
-static __always_inline int to_world(struct __sk_buff *skb, __u32 l2)
+/* Nothing that to_uplink_slow would want to see. */
+static __always_inline bool passes(struct __sk_buff *skb, __u32 l2)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ipv6hdr *v6 = data + l2;
 	struct iphdr *v4 = data + l2;
 
-	if (skb->mark == MARK_PASSED && skb->ingress_ifindex) {
+	if (skb->ingress_ifindex) {
+		if (skb->mark != MARK_PASSED)
+			return false;
 		/* An Ethernet device may send by another uplink (VLAN, macvlan), whose
 		 * to_uplink has to know, too. A tunnel sends packets of the host's own. */
 		if (!l2)
 			skb->mark = 0;
-		return PASS;
+		return true;
 	}
 	/* Of the host's own only UDP and ICMP matter. */
-	if (!skb->ingress_ifindex) {
-		if (skb->protocol == bpf_htons(ETH_P_IP) && (void *)(v4 + 1) <= end &&
-		    v4->protocol == IPPROTO_TCP)
-			return PASS;
-		if (skb->protocol == bpf_htons(ETH_P_IPV6) && (void *)(v6 + 1) <= end &&
-		    v6->nexthdr == IPPROTO_TCP)
-			return PASS;
-	}
-	return to_uplink_slow(skb, l2);
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return (void *)(v4 + 1) <= end && v4->protocol == IPPROTO_TCP;
+	return skb->protocol == bpf_htons(ETH_P_IPV6) && (void *)(v6 + 1) <= end && v6->nexthdr == IPPROTO_TCP;
+}
+
+/* Without the slow path the host's own passes, and nothing else. */
+static __always_inline int to_world(struct __sk_buff *skb, enum hook hook)
+{
+	return passes(skb, l2_of(hook)) ? PASS : slow(skb, hook, skb->ingress_ifindex ? DROP : PASS);
 }
 
 SEC("tc")
 int to_uplink(struct __sk_buff *skb)
 {
-	return to_world(skb, ETH_HLEN);
+	return to_world(skb, HOOK_TO_UPLINK);
+}
+
+/* to_uplink for a device without a link-layer header. */
+SEC("tc")
+int to_tunnel(struct __sk_buff *skb)
+{
+	return to_world(skb, HOOK_TO_TUNNEL);
 }
 
 /* Of a published port of a child's: an answer, or an error about it. MISS: neither. */
@@ -101,13 +111,14 @@ int to_parent(struct __sk_buff *skb)
 
 	if (fast(skb, skb->ifindex, HOOK_ENDPOINT, &ret))
 		return ret;
-	ret = from_child(skb);
-	return ret == MISS ? to_world(skb, ETH_HLEN) : ret;
+	return slow(skb, HOOK_TO_PARENT, skb->ingress_ifindex ? DROP : PASS);
 }
 
-/* to_uplink for a device without a link-layer header. */
-SEC("tc")
-int to_tunnel(struct __sk_buff *skb)
+__noinline int to_parent_slow(struct __sk_buff *skb)
 {
-	return to_world(skb, 0);
+	int ret = from_child(skb);
+
+	if (ret != MISS)
+		return ret;
+	return passes(skb, ETH_HLEN) ? PASS : to_uplink_slow(skb, ETH_HLEN);
 }

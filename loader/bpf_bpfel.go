@@ -662,6 +662,7 @@ const (
 	BPFMapSearches            = "searches"
 	BPFMapSettings            = "settings"
 	BPFMapSlots               = "slots"
+	BPFMapSlowPaths           = "slow_paths"
 	BPFMapSources             = "sources"
 	BPFMapSubnets             = "subnets"
 	BPFMapSweepers            = "sweepers"
@@ -673,6 +674,7 @@ const (
 	BPFProgFromUplink         = "from_uplink"
 	BPFProgPostBind4          = "post_bind4"
 	BPFProgPostBind6          = "post_bind6"
+	BPFProgSlowPath           = "slow_path"
 	BPFProgSweep              = "sweep"
 	BPFProgToBridge           = "to_bridge"
 	BPFProgToEndpoint         = "to_endpoint"
@@ -747,6 +749,7 @@ type BPFProgramSpecs struct {
 	FromUplink   *ebpf.ProgramSpec `ebpf:"from_uplink"`
 	PostBind4    *ebpf.ProgramSpec `ebpf:"post_bind4"`
 	PostBind6    *ebpf.ProgramSpec `ebpf:"post_bind6"`
+	SlowPath     *ebpf.ProgramSpec `ebpf:"slow_path"`
 	Sweep        *ebpf.ProgramSpec `ebpf:"sweep"`
 	ToBridge     *ebpf.ProgramSpec `ebpf:"to_bridge"`
 	ToEndpoint   *ebpf.ProgramSpec `ebpf:"to_endpoint"`
@@ -792,6 +795,7 @@ type BPFMapSpecs struct {
 	Searches        *ebpf.MapSpec `ebpf:"searches"`
 	Settings        *ebpf.MapSpec `ebpf:"settings"`
 	Slots           *ebpf.MapSpec `ebpf:"slots"`
+	SlowPaths       *ebpf.MapSpec `ebpf:"slow_paths"`
 	Sources         *ebpf.MapSpec `ebpf:"sources"`
 	Subnets         *ebpf.MapSpec `ebpf:"subnets"`
 	Sweepers        *ebpf.MapSpec `ebpf:"sweepers"`
@@ -872,6 +876,7 @@ type BPFMaps struct {
 	Searches        *ebpf.Map `ebpf:"searches"`
 	Settings        *ebpf.Map `ebpf:"settings"`
 	Slots           *ebpf.Map `ebpf:"slots"`
+	SlowPaths       *ebpf.Map `ebpf:"slow_paths"`
 	Sources         *ebpf.Map `ebpf:"sources"`
 	Subnets         *ebpf.Map `ebpf:"subnets"`
 	Sweepers        *ebpf.Map `ebpf:"sweepers"`
@@ -912,6 +917,7 @@ func (m *BPFMaps) Close() error {
 		m.Searches,
 		m.Settings,
 		m.Slots,
+		m.SlowPaths,
 		m.Sources,
 		m.Subnets,
 		m.Sweepers,
@@ -952,6 +958,7 @@ type BPFPrograms struct {
 	FromUplink   *ebpf.Program `ebpf:"from_uplink"`
 	PostBind4    *ebpf.Program `ebpf:"post_bind4"`
 	PostBind6    *ebpf.Program `ebpf:"post_bind6"`
+	SlowPath     *ebpf.Program `ebpf:"slow_path"`
 	Sweep        *ebpf.Program `ebpf:"sweep"`
 	ToBridge     *ebpf.Program `ebpf:"to_bridge"`
 	ToEndpoint   *ebpf.Program `ebpf:"to_endpoint"`
@@ -970,6 +977,7 @@ func (p *BPFPrograms) Close() error {
 		p.FromUplink,
 		p.PostBind4,
 		p.PostBind6,
+		p.SlowPath,
 		p.Sweep,
 		p.ToBridge,
 		p.ToEndpoint,

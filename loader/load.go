@@ -52,9 +52,6 @@ func load(spec *ebpf.CollectionSpec, digest string, o Options) (_ *Objects, err 
 	if err := resume(o.bpffs()); err != nil {
 		return nil, err
 	}
-	if err := leaveOut(spec, o); err != nil {
-		return nil, err
-	}
 	m, changed, err := openMaps(spec, o)
 	if err != nil {
 		return nil, err

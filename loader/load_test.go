@@ -17,22 +17,18 @@ import (
 // testSpec is a small object with maps of the real one's names, so that these
 // tests do not depend on what the real programs do.
 func testSpec() *ebpf.CollectionSpec {
-	tc := func(name string) *ebpf.ProgramSpec {
-		return &ebpf.ProgramSpec{
-			Name: name, Type: ebpf.SchedCLS, License: "GPL",
-			Instructions: asm.Instructions{
-				asm.StoreImm(asm.R10, -4, 0, asm.Word),
-				asm.Mov.Reg(asm.R2, asm.R10),
-				asm.Add.Imm(asm.R2, -4),
-				asm.LoadMapPtr(asm.R1, 0).WithReference("counters"),
-				asm.FnMapLookupElem.Call(),
-				asm.JEq.Imm(asm.R0, 0, "out"),
-				asm.Mov.Imm(asm.R1, 1),
-				asm.AddAtomic.Mem(asm.R0, asm.R1, asm.DWord, 0),
-				asm.Mov.Imm(asm.R0, -1).WithSymbol("out"),
-				asm.Return(),
-			},
-		}
+	tc := func(name string, do ...asm.Instruction) *ebpf.ProgramSpec {
+		return &ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, License: "GPL", Instructions: append(do,
+			asm.Mov.Imm(asm.R0, -1).WithSymbol("out"),
+			asm.Return(),
+		)}
+	}
+	hook := func(name string) *ebpf.ProgramSpec {
+		return tc(name,
+			asm.LoadMapPtr(asm.R2, 0).WithReference(BPFMapSlowPaths),
+			asm.Mov.Imm(asm.R3, 0),
+			asm.FnTailCall.Call(),
+		)
 	}
 	hash := func(name string) *ebpf.MapSpec {
 		return &ebpf.MapSpec{Name: name, Type: ebpf.Hash, KeySize: 8, ValueSize: 8, MaxEntries: 4096, Pinning: ebpf.PinByName}
@@ -41,8 +37,19 @@ func testSpec() *ebpf.CollectionSpec {
 		Maps: map[string]*ebpf.MapSpec{
 			"counters": {Name: "counters", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1, Pinning: ebpf.PinByName},
 			"flows4":   hash("flows4"), "half4": hash("half4"),
+			BPFMapSlowPaths: {Name: BPFMapSlowPaths, Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1,
+				Contents: []ebpf.MapKV{{Key: uint32(0), Value: BPFProgSlowPath}}},
 		},
-		Programs: map[string]*ebpf.ProgramSpec{"from_lo": tc("from_lo"), "to_lo": tc("to_lo")},
+		Programs: map[string]*ebpf.ProgramSpec{"from_lo": hook("from_lo"), "to_lo": hook("to_lo"), BPFProgSlowPath: tc(BPFProgSlowPath,
+			asm.StoreImm(asm.R10, -4, 0, asm.Word),
+			asm.Mov.Reg(asm.R2, asm.R10),
+			asm.Add.Imm(asm.R2, -4),
+			asm.LoadMapPtr(asm.R1, 0).WithReference("counters"),
+			asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, "out"),
+			asm.Mov.Imm(asm.R1, 1),
+			asm.AddAtomic.Mem(asm.R0, asm.R1, asm.DWord, 0),
+		)},
 	}
 }
 
@@ -160,6 +167,45 @@ func TestLoadDropsPrograms(t *testing.T) {
 	list, err := Attachments(o.BPFFS)
 	require.NoError(t, err)
 	require.Empty(t, list)
+}
+
+// The table of the slow path is there while the programs are attached, though no process has it
+// open, and though its set is loaded again.
+func TestSlowPath(t *testing.T) {
+	newNetns(t)
+	o := testOptions(t)
+	objs := mustLoad(t, "aa", o)
+	p, err := objs.Program("from_lo")
+	require.NoError(t, err)
+	p, err = p.Clone()
+	require.NoError(t, err)
+	defer p.Close()
+	counters, err := OpenMaps(o)
+	require.NoError(t, err)
+	defer counters.Close()
+	m, err := counters.Map("counters")
+	require.NoError(t, err)
+	dir := objs.ProgramSet.dir
+	require.NoError(t, objs.Close())
+	counts := func(what string) {
+		t.Helper()
+		was := count(t, m)
+		verdict, _, err := p.Test(make([]byte, 64))
+		require.NoError(t, err)
+		require.Equal(t, int32(-1), int32(verdict))
+		require.Equal(t, was+1, count(t, m), what)
+	}
+	counts("loaded")
+
+	require.NoError(t, os.Remove(filepath.Join(dir, "to_lo")))
+	mustLoad(t, "aa", o)
+	counts("loaded again")
+
+	require.NoError(t, os.Remove(filepath.Join(dir, BPFMapSlowPaths)))
+	again := mustLoad(t, "aa", o)
+	p, err = again.Program("from_lo")
+	require.NoError(t, err)
+	counts("its table was missing")
 }
 
 // A process that was killed left half a set, or new maps beside old programs.

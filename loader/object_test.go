@@ -21,7 +21,6 @@ const verifiedLimit = 100_000
 func TestObject(t *testing.T) {
 	newNetns(t)
 	o := testOptions(t)
-	o.Need = rare
 	objs, err := Load(o)
 	require.NoError(t, err)
 	defer objs.Close()
@@ -84,53 +83,4 @@ func BenchmarkLoadAgain(b *testing.B) {
 		require.NoError(b, err)
 		objs.Close()
 	}
-}
-
-// What few hosts need is loaded when it is needed, beside what is there, and stays through
-// upgrades as long as it is attached.
-func TestRare(t *testing.T) {
-	newNetns(t)
-	ifindex := newVeth(t, "tun0")
-	o := testOptions(t)
-	first, err := Load(o)
-	require.NoError(t, err)
-	defer first.Close()
-	for _, name := range rare {
-		_, err := first.Program(name)
-		require.ErrorIs(t, err, ErrNotLoaded, name)
-	}
-	was := programIDOf(t, first, BPFProgFromUplink)
-
-	o.Need = []string{BPFProgFromTunnel}
-	second, err := Load(o)
-	require.NoError(t, err)
-	defer second.Close()
-	require.Equal(t, was, programIDOf(t, second, BPFProgFromUplink), "the others stay")
-	p, err := second.Program(BPFProgFromTunnel)
-	require.NoError(t, err)
-	_, err = second.Program(BPFProgToTunnel)
-	require.ErrorIs(t, err, ErrNotLoaded)
-	_, err = Attach(p, BPFProgFromTunnel, ifindex, Ingress, o.BPFFS)
-	require.NoError(t, err)
-
-	// Another build's.
-	o.Need = nil
-	spec, err := LoadBPF()
-	require.NoError(t, err)
-	third, err := load(spec, "another", o)
-	require.NoError(t, err)
-	defer third.Close()
-	require.NotEqual(t, was, programIDOf(t, third, BPFProgFromUplink))
-	_, err = third.Program(BPFProgFromTunnel)
-	require.NoError(t, err)
-	require.Len(t, third.Replaced, 1)
-	require.Equal(t, BPFProgFromTunnel, third.Replaced[0].Program)
-
-	// And gone with the device, at the next upgrade.
-	require.NoError(t, Detach(BPFProgFromTunnel, ifindex, o.BPFFS))
-	fourth, err := Load(o)
-	require.NoError(t, err)
-	defer fourth.Close()
-	_, err = fourth.Program(BPFProgFromTunnel)
-	require.ErrorIs(t, err, ErrNotLoaded)
 }

@@ -33,12 +33,7 @@ type Options struct {
 	// carried over to this binary's layout.
 	DropFlows bool
 
-	// Need names programs that few hosts need, which Load leaves out unless they are named
-	// here or attached: from_tunnel, to_tunnel, to_parent.
-	Need []string
-
-	// Log asks the verifier for a log of programs that pass, which are all loaded then; see
-	// Objects.VerifierLog.
+	// Log asks the verifier for a log of programs that pass; see Objects.VerifierLog.
 	Log ebpf.LogLevel
 }
 

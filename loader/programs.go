@@ -8,6 +8,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -110,54 +112,38 @@ func setName(digest string, m *Maps) (string, error) {
 	return digest + "-" + hex.EncodeToString(h.Sum(nil)[:4]), nil
 }
 
-// rare are the programs that few hosts need: for devices without a link-layer header, and for
-// parents of macvlans. They are a third of the verifier's work.
-var rare = []string{BPFProgFromTunnel, BPFProgToTunnel, BPFProgToParent}
-
-// leaveOut takes the rare programs that this host does not need out of a spec.
-func leaveOut(spec *ebpf.CollectionSpec, o Options) error {
-	if o.Log != 0 {
-		return nil
-	}
-	attached, err := readRecords(o.bpffs())
-	if err != nil {
-		return err
-	}
-	for _, name := range rare {
-		if !slices.Contains(o.Need, name) && !slices.ContainsFunc(attached, func(r record) bool { return r.program == name }) {
-			delete(spec.Programs, name)
-		}
-	}
-	return nil
-}
-
-// loadSet opens the set called name, or loads and pins it. To a whole one rare programs are
-// added; half a set, left by a process that was killed, is made anew.
+// loadSet opens the set called name, or loads and pins it. Half a set, left by
+// a process that was killed, is made anew.
 func loadSet(spec *ebpf.CollectionSpec, m *Maps, o Options, name string) (*ProgramSet, map[string]string, error) {
 	dir := filepath.Join(programsDir(o.bpffs()), name)
 	set := openSet(dir)
-	missing := make(map[string]*ebpf.ProgramSpec)
-	whole := o.Log == 0
-	for program, ps := range spec.Programs {
+	complete := o.Log == 0
+	for program := range spec.Programs {
 		if _, err := set.Program(program); errors.Is(err, ErrNotLoaded) {
-			missing[program] = ps
-			whole = whole && slices.Contains(rare, program)
+			complete = false
 		} else if err != nil {
 			set.Close()
 			return nil, nil, err
 		}
 	}
-	if whole && len(missing) == 0 {
+	slow := filepath.Join(dir, BPFMapSlowPaths)
+	tails, err := ebpf.LoadPinnedMap(slow, nil)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		set.Close()
+		return nil, nil, fmt.Errorf("map %s: %s: %w", BPFMapSlowPaths, slow, pathCause(err))
+	}
+	defer tails.Close()
+	if complete && tails != nil {
 		return set, nil, nil
 	}
 	set.Close()
 
-	if whole {
-		spec = spec.Copy()
-		spec.Programs = missing
+	open := maps.Clone(m.open)
+	if tails != nil {
+		open[BPFMapSlowPaths] = tails // programs that are attached may have it
 	}
 	loaded, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		MapReplacements: m.open,
+		MapReplacements: open,
 		Programs:        ebpf.ProgramOptions{LogLevel: o.Log},
 	})
 	if err != nil {
@@ -168,13 +154,18 @@ func loadSet(spec *ebpf.CollectionSpec, m *Maps, o Options, name string) (*Progr
 	for program, ep := range loaded.Programs {
 		logs[program] = ep.VerifierLog
 	}
-	if !whole {
-		if err := os.RemoveAll(dir); err != nil {
-			return nil, nil, fmt.Errorf("programs %s: %w", dir, pathCause(err))
-		}
-		if err := makeDir(dir); err != nil {
-			return nil, nil, err
-		}
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, nil, fmt.Errorf("programs %s: %w", dir, pathCause(err))
+	}
+	if err := makeDir(dir); err != nil {
+		return nil, nil, err
+	}
+	// The kernel empties this table when it is neither pinned nor open.
+	if err := loaded.Maps[BPFMapSlowPaths].Put(uint32(0), loaded.Programs[BPFProgSlowPath]); err != nil {
+		return nil, nil, fmt.Errorf("map %s: %w", BPFMapSlowPaths, err)
+	}
+	if err := loaded.Maps[BPFMapSlowPaths].Pin(slow); err != nil {
+		return nil, nil, fmt.Errorf("map %s: pin %s: %w", BPFMapSlowPaths, slow, err)
 	}
 	for program, ep := range loaded.Programs {
 		path := filepath.Join(dir, program)

@@ -8,20 +8,7 @@
 #define BPFNET_FAST_H
 
 #include "deliver.h"
-
-/* What a hook knows of its packets beyond the tuple. */
-enum hook {
-	HOOK_UPLINK,
-	HOOK_TUNNEL,			/* an uplink without a link-layer header */
-	HOOK_ENDPOINT,			/* the source MAC must be the endpoint's */
-	HOOK_BRIDGE,
-	HOOK_LO,
-};
-
-static __always_inline __u32 l2_of(enum hook hook)
-{
-	return hook == HOOK_TUNNEL ? 0 : ETH_HLEN;
-}
+#include "hook.h"
 
 /* Of a plain TCP or UDP header the checksum field; NULL: not for the fast path. The
  * first 8 bytes are known to lie before end. */

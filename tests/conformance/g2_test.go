@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
 	"github.com/bpfnet/bpfnet/control"
@@ -131,6 +132,38 @@ func sum(list []uint64) (n uint64) {
 	return n
 }
 
+// quotasAre waits until every endpoint's flows are counted as they are listed.
+func (c *cast) quotasAre() {
+	c.t.Helper()
+	src, err := loader.OpenMaps(loader.Options{BPFFS: c.BPFFS})
+	require.NoError(c.t, err)
+	defer src.Close()
+	table := func(name string) *ebpf.Map {
+		m, err := src.Map(name)
+		require.NoError(c.t, err)
+		return m
+	}
+	eventually(c.t, "quotas are as many as the flows", func() bool {
+		listed := make(map[uint32]uint32)
+		for _, name := range []string{loader.BPFMapFlows4, loader.BPFMapFlows6} {
+			var f loader.BPFFlow
+			for key, all := new([]byte), table(name).Iterate(); all.Next(key, &f); {
+				if f.Flags&uint8(loader.BPFFlowFlagsFLOW_REPLY) == 0 {
+					listed[f.Owner]++
+				}
+			}
+		}
+		for slot := range uint32(8) {
+			var e loader.BPFEndpoint
+			require.NoError(c.t, table(loader.BPFMapEndpoints).Lookup(slot, &e))
+			if slot > 0 && e.Flows != listed[slot] {
+				return false
+			}
+		}
+		return len(listed) > 1
+	})
+}
+
 // changedLayout: forth to a build with another layout, and back.
 func changedLayout(t *testing.T) {
 	parallel(t)
@@ -143,20 +176,6 @@ func changedLayout(t *testing.T) {
 	before := inventory()
 	talks := append(c.upgradeTalks("tcp", s, p), c.upgradeTalks("udp", s, p)...)
 	idle := c.idle("tcp", c.Client, at(lab.HostIPv4, 8080), 200)
-	quota := func() (list []uint32) {
-		src, err := loader.OpenMaps(loader.Options{BPFFS: c.BPFFS})
-		require.NoError(t, err)
-		defer src.Close()
-		m, err := src.Map(loader.BPFMapEndpoints)
-		require.NoError(t, err)
-		for slot := range uint32(8) {
-			var e loader.BPFEndpoint
-			require.NoError(t, m.Lookup(slot, &e))
-			list = append(list, e.Flows)
-		}
-		return list
-	}
-	counted := quota()
 	// Who calls in the very milliseconds of the change is refused, and tries again, as TCP does.
 	var fresh []*dialogue
 	for _, x := range []struct {
@@ -191,7 +210,7 @@ func changedLayout(t *testing.T) {
 		}
 	}
 	over(fresh...)
-	eventually(t, "quotas as they were", func() bool { return slices.Equal(counted, quota()) })
+	c.quotasAre()
 	over(talks...)
 	require.Equal(t, 200, alive(idle), "idle connections")
 	require.Empty(t, c.must("reconcile"), "once more for nothing")

@@ -53,7 +53,8 @@ func load(t testing.TB) loader.BPFObjects {
 	tables := reflect.ValueOf(objs.BPFMaps)
 	for i := range tables.NumField() {
 		m := tables.Field(i).Interface().(*ebpf.Map)
-		if m == objs.Slots || m == objs.AnyPort { // the latter is of sockets, and goes with them
+		// AnyPort is of sockets, and goes with them; SlowPaths is of the programs.
+		if m == objs.Slots || m == objs.AnyPort || m == objs.SlowPaths {
 			continue
 		}
 		require.NoError(t, empty(m), "%v", m)

@@ -107,6 +107,7 @@ func load(only string) (map[string]int, error) {
 				delete(one.Programs, other)
 			}
 		}
+		one.Maps[loader.BPFMapSlowPaths].Contents = nil
 		c, err := ebpf.NewCollection(one)
 		if err != nil {
 			refused++

@@ -40,23 +40,8 @@ func (p *Path) withProgram(name string, fn func(*ebpf.Program) error) error {
 	return ns.Do(func() error { return fn(prog) })
 }
 
-// needs makes sure of a program that Load may have left out.
-func (p *Path) needs(name string) error {
-	set, err := p.programs()
-	if err != nil {
-		return err
-	}
-	if _, err = set.Program(name); errors.Is(err, loader.ErrNotLoaded) && set.Digest() == loader.Digest() {
-		return p.load(name)
-	}
-	return err
-}
-
 // attach puts a program on a device of the host, or leaves it there.
 func (p *Path) attach(name string, ifindex int, device string, dir loader.Direction) error {
-	if err := p.needs(name); err != nil {
-		return err
-	}
 	return p.withProgram(name, func(prog *ebpf.Program) error {
 		a, err := loader.Attach(prog, name, ifindex, dir, p.host.Pins())
 		if err != nil {

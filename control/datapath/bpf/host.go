@@ -90,8 +90,7 @@ func (p *Path) loadPrograms() error {
 	return p.Configure()
 }
 
-// load is loader.Load; need are programs that few hosts do.
-func (p *Path) load(need ...string) error {
+func (p *Path) load() error {
 	ns, err := p.host.Netns()
 	if err != nil {
 		return err
@@ -100,7 +99,6 @@ func (p *Path) load(need ...string) error {
 	if err != nil {
 		return err
 	}
-	opts.Need = need
 	return ns.Do(func() error {
 		obj, err := loader.Load(opts)
 		if err != nil {
