@@ -12,13 +12,14 @@
 #define REDIRECT 7
 #define MISS (-2)			/* ours: not decided yet */
 
-static __always_inline void count(enum counter what)
+__noinline int count(enum counter what)
 {
 	__u32 key = what;
 	__u64 *value = bpf_map_lookup_elem(&counters, &key);
 
 	if (value)
 		*value += 1;
+	return 0;
 }
 
 __noinline int drop(struct __sk_buff *skb, __u32 reason)

@@ -65,7 +65,7 @@ static __always_inline bool flow_idle(const struct flow *f, __u32 tick)
 	return (__s32)(tick - f->seen) > (__s32)f->timeout;
 }
 
-static __always_inline __u16 timeout(enum timeout_kind kind)
+__noinline __u32 timeout(enum timeout_kind kind)
 {
 	struct config *c = config();
 	__u32 i = kind;

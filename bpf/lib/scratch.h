@@ -80,7 +80,7 @@ static __always_inline struct clock *clock(void)
 }
 
 /* The tick, for who may take his time; keeps the clock. */
-static __always_inline __u32 now(void)
+__noinline __u32 now(void)
 {
 	__u32 tick = bpf_ktime_get_coarse_ns() >> 30;
 	struct clock *c = clock();

@@ -72,7 +72,8 @@ func newCastOn(t testing.TB, path string, opts ...lab.Option) *cast {
 	m, err := control.Open(control.Options{Root: c.Root, BPFFS: c.BPFFS, Netns: c.NetnsPath, Cgroup: c.Cgroup, Datapath: path})
 	require.NoError(t, err)
 	c.m = m
-	require.NoError(t, m.Init(&control.Config{IPTables: os.Getenv("BPFNET_IPTABLES")}))
+	// Tables take their time to be made: half of what a host needs to be set up.
+	require.NoError(t, m.Init(&control.Config{IPTables: os.Getenv("BPFNET_IPTABLES"), FlowTableSize: times(0, 32768), HalfOpenTableSize: times(0, 4096)}))
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.explain()

@@ -33,6 +33,7 @@ func (c *cast) table(name string) (found control.TableStatus) {
 func TestTableSizes(t *testing.T) {
 	parallel(t)
 	c, s, p := upgradeCast(t)
+	require.NoError(t, c.m.Init(&control.Config{FlowTableSize: 131072, HalfOpenTableSize: 32768}))
 	talks := append(c.upgradeTalks("tcp", s, p), c.upgradeTalks("udp", s, p)...)
 	idle := append(c.idle("tcp", c.Client, at(lab.HostIPv4, 8080), 1000), c.idle("udp", c.Client, at(lab.HostIPv4, 8080), 300)...)
 	used := c.table("flows4").Used
