@@ -23,6 +23,7 @@ type suite struct {
 	Modules []string // beyond base
 	Files   []string // of the repository, that the tests read; beside their package, as here
 	Binary  bool     // the real bpfnet, for BPFNET_BINARY
+	Alike   bool     // no kernel is known to differ: -brief runs it on the oldest
 }
 
 // rows of the conformance table: one of every way that a packet can take, those about what
@@ -41,10 +42,10 @@ var rows = slices.Concat([]string{
 // suites are in the order of how long they take, the longest first.
 var suites = []suite{
 	{Package: "./tests/conformance", Tests: rows, Binary: true, Modules: devices},
-	{Package: "./tests/datapath"},
-	{Package: "./tests/oracle", Tests: []string{"TestPrograms", "TestSequences"}},
+	{Package: "./tests/datapath", Alike: true},
+	{Package: "./tests/oracle", Tests: []string{"TestPrograms", "TestSequences"}, Alike: true},
 	{Package: "./loader"},
-	{Package: "./maps", Files: []string{"loader/bpf_bpfel.go"}},
+	{Package: "./maps", Files: []string{"loader/bpf_bpfel.go"}, Alike: true},
 	{Package: "./tests/verifier", Program: true},
 }
 
