@@ -138,6 +138,8 @@ func inspect(r record, set *ProgramSet, here uint64, pins string) (a Attachment,
 	}
 	if id != want {
 		a.Problem = fmt.Sprintf("another program is attached (id %d, not %d)", id, want)
+	} else if r.ifindex != 0 && !set.slowPath() {
+		a.Problem = "the pin of its slow path is gone"
 	}
 	return a, false, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Patrol looks again and again whether all that is recorded is still attached: the
@@ -37,7 +38,8 @@ type Sight struct {
 func NewPatrol(pins string) *Patrol { return &Patrol{pins: pins, seed: maphash.MakeSeed()} }
 
 // Look takes a look, on a thread in the namespace of the devices. With filters it looks
-// at clsact filters, too, which is expensive: the kernel tells by netlink when one is gone.
+// at clsact filters, too, which is expensive: the kernel tells by netlink when one is gone,
+// unless it goes with its device.
 func (p *Patrol) Look(filters bool) (s Sight, err error) {
 	if err := p.learn(); err != nil {
 		return s, err
@@ -57,6 +59,7 @@ func (p *Patrol) Look(filters bool) (s Sight, err error) {
 		return s, err
 	}
 	defer set.Close()
+	slow := set.slowPath()
 	for _, r := range records {
 		_, _ = hash.WriteString(r.name() + " ")
 		if r.ifindex != 0 && r.cookie != here {
@@ -67,7 +70,7 @@ func (p *Patrol) Look(filters bool) (s Sight, err error) {
 		if err != nil {
 			return s, err
 		}
-		if !good {
+		if !good || r.ifindex != 0 && !slow {
 			s.Lost++
 		}
 	}
@@ -93,7 +96,7 @@ func (p *Patrol) good(r record, set *ProgramSet, here uint64, filters bool) (boo
 		}
 		// The device is gone, or this is no TCX.
 	}
-	if p.clsact[r.name()] && !filters {
+	if p.clsact[r.name()] && !filters && exists(r.ifindex) {
 		return true, nil
 	}
 	a, _, err := inspect(r, set, here, p.pins)
@@ -109,6 +112,21 @@ func (p *Patrol) good(r record, set *ProgramSet, here uint64, filters bool) (boo
 		delete(p.clsact, r.name())
 	}
 	return a.Problem == "", nil
+}
+
+// exists says whether the namespace of the calling thread has a device; in doubt it has.
+func exists(ifindex int) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(fd)
+	device, err := unix.NewIfreq("")
+	if err != nil {
+		return true
+	}
+	device.SetUint32(uint32(ifindex))
+	return !errors.Is(unix.IoctlIfreq(fd, unix.SIOCGIFNAME, device), unix.ENODEV)
 }
 
 // learn forgets what it knows when other programs are current.

@@ -91,10 +91,21 @@ func TestPatrol(t *testing.T) {
 		attachAll(t, o, a)
 		look(Sight{Records: 4, Changed: true}, true)
 
-		delLink(t, b)
-		got, err := p.Look(true)
+		// The pin of the slow path's table.
+		require.NoError(t, os.Remove(filepath.Join(programsDir(o.BPFFS), current, BPFMapSlowPaths)))
+		look(Sight{Records: 4, Lost: 4}, false)
+		objs, err = Load(o)
 		require.NoError(t, err)
-		require.Equal(t, 2, got.Lost, "the device is gone")
+		require.Len(t, objs.Replaced, 4)
+		require.NoError(t, objs.Close())
+		look(Sight{Records: 4}, true)
+
+		delLink(t, b)
+		for _, filters := range []bool{false, true} {
+			got, err := p.Look(filters)
+			require.NoError(t, err)
+			require.Equal(t, 2, got.Lost, "the device is gone")
+		}
 		gone, err := Prune(o.BPFFS)
 		require.NoError(t, err)
 		require.Len(t, gone, 2)

@@ -64,6 +64,13 @@ func (p *ProgramSet) Digest() string {
 	return digest
 }
 
+// slowPath says whether the set's programs have their slow path: somebody may have removed
+// the pin of its table.
+func (p *ProgramSet) slowPath() bool {
+	_, err := os.Lstat(filepath.Join(p.dir, BPFMapSlowPaths))
+	return err == nil
+}
+
 // Close closes the handles; the pinned programs live on.
 func (p *ProgramSet) Close() error {
 	p.mu.Lock()

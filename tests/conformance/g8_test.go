@@ -143,6 +143,12 @@ func TestG8(t *testing.T) {
 				c.must("reconcile")
 				require.NoError(t, c.whole())
 			}
+			tails := filepath.Join(c.BPFFS, "programs", "current", loader.BPFMapSlowPaths)
+			require.NoError(t, os.Remove(tails))
+			require.ErrorContains(t, c.whole(), "slow path")
+			closed("the slow path is missing")
+			c.must("reconcile")
+			require.NoError(t, c.whole())
 			all()
 
 			// With all of them gone the world would come in: the host forwards.
@@ -163,6 +169,10 @@ func TestG8(t *testing.T) {
 			all()
 			t.Logf("%d programs, each put back within %v", len(hooks), worst)
 			require.NotContains(t, d.Stderr(), "error", "what it logged")
+
+			require.NoError(t, os.Remove(tails))
+			c.within(promptly, "the slow path again", c.whole)
+			all()
 
 			// A pin that is removed detaches, too; and the veth of a container, by which nobody comes in.
 			if kind == loader.KindTCX {
