@@ -30,11 +30,12 @@ demo: build ## the main job, explained line by line; leaves nothing behind
 # Rows wait much of their time, for the kernel or for what must not come: some run at
 # once, beside another package. Tests that measure time run after all others, alone.
 TIMED = ^Test(Bar.*|Cost.*|E4Rate|AnswersAtOnce|ManyPorts)$$
-AT_ONCE = $(GO) test -count=1 -timeout 14m -skip '$(TIMED)'
-ALONE = $(GO) test -count=1 -timeout 14m -p 1 -run '$(TIMED)'
+AT_ONCE = $(GO) test -vet=off -count=1 -timeout 14m -skip '$(TIMED)'
+ALONE = $(GO) test -vet=off -count=1 -timeout 14m -p 1 -run '$(TIMED)'
 # With Docker's containers, here; make docker-rows has all.
 SOME_ROWS = ^Test(A1|A2|A3|A10|B9|C1|C4|C5|D1|D4)$$
-ENGINES = ./tests/docker ./tests/dockerdriver ./tests/cni ./tests/podman ./tests/systemd
+ENGINES = ./tests/docker ./tests/dockerdriver
+LIGHTER = ./tests/systemd ./tests/cni ./tests/podman
 
 test: deps go-found ## everything: unit, datapath, conformance, end to end (root)
 	$(AT_ONCE) -p 2 -parallel 4 ./...
@@ -43,7 +44,8 @@ test: deps go-found ## everything: unit, datapath, conformance, end to end (root
 # An Engine keeps both CPUs busy.
 test-engines: engines-deps go-found ## other container engines, the real programs, on our packet path (root)
 	BPFNET_ENGINES=1 $(AT_ONCE) -p 1 $(ENGINES)
-	BPFNET_ENGINES=1 $(ALONE) $(ENGINES)
+	BPFNET_ENGINES=1 $(AT_ONCE) -p 2 $(LIGHTER)
+	BPFNET_ENGINES=1 $(ALONE) $(ENGINES) $(LIGHTER)
 	$(GO) run ./tests/conformance/run -cast docker -run '$(SOME_ROWS)'
 
 test-engines-next: engines-deps go-found ## the same with Debian 13's engines, from the machine's own mirror into the cache (root)
@@ -62,13 +64,13 @@ generate: ## bpf/*.c to loader/bpf_bpfel.{go,o}
 fmt: ## gofmt
 	gofmt -l -w $$(git ls-files '*.go')
 
+# Each of them only adds files.
+TAGS = kernellab,man
 vet: go-found
-	$(GO) vet ./...
-	$(GO) vet -tags kernellab ./tests/conformance
+	$(GO) vet -tags $(TAGS) ./...
 
 lint: go-found vet ## vet, staticcheck, gofmt
-	$(GO) tool staticcheck ./...
-	$(GO) tool staticcheck -tags kernellab ./tests/conformance
+	$(GO) tool staticcheck -tags $(TAGS) ./...
 	@out=$$($(dir $(GO))gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted: $$out" >&2; exit 1; }
 
 fresh: generate ## the committed objects are what the C gives

@@ -253,6 +253,10 @@ func TestAttachments(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, own.Pin(filepath.Join(set.dir, "from_uplink")))
 		require.NoError(t, own.Close())
+		slow, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+		require.NoError(t, err)
+		require.NoError(t, slow.Pin(filepath.Join(set.dir, BPFMapSlowPaths)))
+		require.NoError(t, slow.Close())
 		require.NoError(t, choose(pins, set))
 
 		good, gone, stale := newVeth(t, "good"), newVeth(t, "gone"), newVeth(t, "stale")
@@ -280,9 +284,13 @@ func TestAttachments(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, pruned, 1)
 		require.Equal(t, gone, pruned[0].Ifindex)
+		require.NoError(t, os.Remove(filepath.Join(set.dir, BPFMapSlowPaths)))
 		list, err = Attachments(pins)
 		require.NoError(t, err)
 		require.Len(t, list, 2)
+		for _, a := range list {
+			require.NotEmpty(t, a.Problem)
+		}
 	})
 }
 

@@ -77,7 +77,7 @@ func Build(pkg string) (string, error) {
 }
 
 // Deb builds the Debian package of the tree as it is, with a version of its own: so nothing
-// depends on git.
+// depends on git, and nothing compressed.
 func Deb(t testing.TB, version string) string {
 	t.Helper()
 	root, err := exec.Command("go", "env", "GOMOD").Output()
@@ -86,7 +86,7 @@ func Deb(t testing.TB, version string) string {
 	}
 	dir := t.TempDir()
 	build := exec.Command("sh", filepath.Join(filepath.Dir(strings.TrimSpace(string(root))), "packaging", "deb"), dir)
-	build.Env = append(os.Environ(), "VERSION="+version)
+	build.Env = append(os.Environ(), "VERSION="+version, "DPKG_DEB_COMPRESSOR_TYPE=none")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("lab: package: %v: %s", err, out)
 	}
