@@ -29,6 +29,7 @@ demo: build ## the main job, explained line by line; leaves nothing behind
 
 # Rows wait much of their time, for the kernel or for what must not come: some run at
 # once, beside another package. Tests that measure time run after all others, alone.
+# Vetting is make lint's.
 TIMED = ^Test(Bar.*|Cost.*|E4Rate|AnswersAtOnce|ManyPorts)$$
 AT_ONCE = $(GO) test -vet=off -count=1 -timeout 14m -skip '$(TIMED)'
 ALONE = $(GO) test -vet=off -count=1 -timeout 14m -p 1 -run '$(TIMED)'

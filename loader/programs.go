@@ -168,9 +168,6 @@ func loadSet(spec *ebpf.CollectionSpec, m *Maps, o Options, name string) (*Progr
 		return nil, nil, err
 	}
 	// The kernel empties this table when it is neither pinned nor open.
-	if err := loaded.Maps[BPFMapSlowPaths].Put(uint32(0), loaded.Programs[BPFProgSlowPath]); err != nil {
-		return nil, nil, fmt.Errorf("map %s: %w", BPFMapSlowPaths, err)
-	}
 	if err := loaded.Maps[BPFMapSlowPaths].Pin(slow); err != nil {
 		return nil, nil, fmt.Errorf("map %s: pin %s: %w", BPFMapSlowPaths, slow, err)
 	}

@@ -12,6 +12,8 @@
 #define REDIRECT 7
 #define MISS (-2)			/* ours: not decided yet */
 
+/* A call, as each lookup is a place that the kernel rewrites when it loads a program; global,
+ * so that it is verified once. */
 __noinline int count(enum counter what)
 {
 	__u32 key = what;

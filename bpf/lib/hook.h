@@ -9,6 +9,7 @@
 
 #include "count.h"
 
+/* What fast paths know of their packets beyond the tuple, and which slow path it is. */
 enum hook {
 	HOOK_UPLINK,
 	HOOK_TUNNEL,			/* an uplink without a link-layer header */
@@ -17,7 +18,7 @@ enum hook {
 	HOOK_LO,
 	HOOK_TO_UPLINK,
 	HOOK_TO_TUNNEL,
-	HOOK_TO_PARENT,
+	HOOK_TO_PARENT,			/* its fast path is as an endpoint's */
 };
 
 static __always_inline __u32 l2_of(enum hook hook)
@@ -36,12 +37,13 @@ struct {
 	__array(values, int(struct __sk_buff *));
 } slow_paths SEC(".maps") = { .values = { [0] = slow_path } };
 
-/* Goes on in slow_path. Comes back only if somebody has removed the pins. */
+/* Goes on in slow_path. If somebody has removed the pin there is none: then otherwise, PASS
+ * for what may be the host's, DROP, counted, for what may be a container's. */
 static __always_inline int slow(struct __sk_buff *skb, enum hook hook, int otherwise)
 {
 	skb->cb[0] = hook;
 	bpf_tail_call(skb, &slow_paths, 0);
-	return otherwise;
+	return otherwise == DROP ? drop(skb, REASON_ERROR) : otherwise;
 }
 
 #endif

@@ -63,8 +63,8 @@ func TestE9Again(t *testing.T) {
 					slowest = max(slowest, time.Since(began))
 				}
 				t.Logf("the slowest of %d took %v", times(20_000, 400), slowest.Round(time.Millisecond))
-				// A busy machine may be slow by itself, and a late ACK may come behind a later FIN: that
-				// is refused, too, and nobody waits.
+				// Of what is refused a SYN makes the client wait. On a busy machine there is one now and
+				// then for which nobody waits: an ACK behind a later FIN, most likely.
 				if slowest >= time.Second { // a SYN is sent again (RFC 6298 section 2)
 					require.Zero(t, refusedInTimeWait(t, w.server.ns))
 				}
