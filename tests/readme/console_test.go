@@ -101,6 +101,7 @@ var volatile = []struct {
 	{regexp.MustCompile(`\bfd[0-9a-f]{2}(:[0-9a-f]{1,4}){2}:`), "<ula>:"},
 	{regexp.MustCompile(`\b\d{4}-\d\d-\d\dT[0-9:.]+Z\b`), "<date>"},
 	{regexp.MustCompile(`\b(\d+|Less than a|About an?) (second|minute|hour)s?\b`), "<time>"},
+	{regexp.MustCompile(`\bafter [\d.]+(µs|ms|s)\b`), "after <time>"},
 	{regexp.MustCompile(`curl: \((\d+)\).*`), "curl: ($1)"}, // its words change with its version
 	{regexp.MustCompile(`@if\d+\b`), "@if<n>"},
 	{regexp.MustCompile(`^Kernel:.*`), "Kernel: <kernel>"},

@@ -165,6 +165,13 @@ func TestNormal(t *testing.T) {
 			t.Errorf("%q: no difference", other)
 		}
 	}
+	s = &step{numbers: true, output: "an answer after 845µs\n"}
+	if d := s.diff("an answer after 1.04ms\n"); d != "" {
+		t.Errorf("a difference: %s", d)
+	}
+	if s.diff("no answer after 1.04ms\n") == "" {
+		t.Error("no answer: no difference")
+	}
 	s = &step{numbers: true, anyOrder: true, output: "tcp  closing  10.0.0.1:1024 > [::1]:80  3m59s\nend\n"}
 	if d := s.diff("end\ntcp  established  10.0.0.1:61000 > [::1]:80  4m0s\n"); d != "" {
 		t.Errorf("a difference: %s", d)
