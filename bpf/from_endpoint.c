@@ -251,14 +251,26 @@ static __always_inline int unicast_packet(struct __sk_buff *skb, struct scratch 
 __noinline int from_endpoint_slow(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, slot, number;
-	struct device *device = bpf_map_lookup_elem(&devices, &ifindex);
+	struct device *device;
 	struct endpoint *e;
 	struct network *n;
 	struct scratch *s;
 	struct packet *p;
 	bool cannot_be, fragmented;
-	int err;
+	int err, verdict;
 
+	err = start(skb, &s, ifindex, ETH_HLEN);
+	if (!s)
+		return drop(skb, REASON_ERROR);
+	p = &s->packet;
+	s->contained = 1;
+	/* A flow was decided with all that follows. */
+	if (!err) {
+		verdict = known(skb, s);
+		if (verdict != MISS)
+			return verdict;
+	}
+	device = bpf_map_lookup_elem(&devices, &ifindex);
 	if (!device || device->kind != DEVICE_ENDPOINT)
 		return drop(skb, REASON_UNKNOWN_ENDPOINT);
 	slot = device->id;
@@ -269,12 +281,8 @@ __noinline int from_endpoint_slow(struct __sk_buff *skb)
 	n = bpf_map_lookup_elem(&networks, &number);
 	if (!n)
 		return drop(skb, REASON_UNKNOWN_ENDPOINT);
-	err = start(skb, &s, ifindex, ETH_HLEN);
-	if (!s)
-		return drop(skb, REASON_ERROR);
 	s->endpoint = slot;
 	s->network = number;
-	p = &s->packet;
 	if (!mac_equal(p->src_mac, e->mac))
 		return drop(skb, REASON_SPOOFED_MAC);
 	/* A fragment that cannot be has a source all the same. */

@@ -54,7 +54,7 @@ static __noinline int decide_routed_in(struct scratch *s, __u32 network)
 }
 
 /* A published port: reached from the world. Returns a reason. */
-static __noinline int decide_published_in(struct __sk_buff *skb, struct scratch *s, __u32 rule)
+static __noinline int decide_published_in(struct __sk_buff *skb, struct scratch *s, __u32 rule, __u32 local)
 {
 	struct packet *p = &s->packet;
 	struct route *route;
@@ -71,6 +71,9 @@ static __noinline int decide_published_in(struct __sk_buff *skb, struct scratch 
 		return REASON_NO_ROUTE;
 	aim_uplink(&s->reply, route, &p->saddr);
 	s->reply.zone_twin = ZONE_WORLD;
+	/* An answer in the name of an address that is not the host's (any more) is judged. */
+	if (!local)
+		s->reply.epoch = 0;
 	return enter_keeping_port(skb, s, s->flow.dst.id);
 }
 
@@ -128,6 +131,7 @@ static __noinline int decide_cone_in(struct scratch *s, const struct owner *o)
 		return REASON_NO_ROUTE;
 	aim_uplink(&s->reply, route, &s->packet.saddr);
 	s->reply.zone_twin = ZONE_WORLD;
+	s->reply.epoch = 0; /* the address may not be the host's any more */
 	return enter_again(s, id);
 }
 
@@ -167,7 +171,7 @@ static __always_inline int world_packet(struct __sk_buff *skb, struct scratch *s
 	}
 	if (host_connected(skb, p))
 		return PASS;
-	err = decide_published_in(skb, s, rule);
+	err = decide_published_in(skb, s, rule, local);
 	return err ? drop(skb, err) : first(skb, s);
 }
 
@@ -183,6 +187,9 @@ __noinline int from_uplink_slow(struct __sk_buff *skb, __u32 l2)
 	if (!s || err)
 		return PASS;
 	p = &s->packet;
+	err = known(skb, s);
+	if (err != MISS)
+		return err;
 	if (!p->family)
 		return PASS;
 	if (addr_loopback(&p->daddr))

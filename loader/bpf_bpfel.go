@@ -527,11 +527,16 @@ type BPFScratch struct {
 		Family uint8
 		Pad    [2]uint8
 	}
-	Flow     BPFFlow
-	Reply    BPFFlow
-	Endpoint uint32
-	Network  uint32
-	Choice   struct {
+	Flow      BPFFlow
+	Reply     BPFFlow
+	Tick      uint32
+	Epoch     uint32
+	Contained uint8
+	Asked     uint8
+	_         [2]byte
+	Endpoint  uint32
+	Network   uint32
+	Choice    struct {
 		_         structs.HostLayout
 		Owner     uint32
 		Size      uint32
@@ -547,6 +552,7 @@ type BPFScratch struct {
 	Searched BPFSearch
 	Addr     BPFAddr
 	Bytes    [136]uint8
+	_        [4]byte
 }
 
 type BPFSearch struct {

@@ -80,7 +80,8 @@ __noinline int begin(struct scratch *s, __u32 kind, __u32 flags)
 	r->daddr = s->packet.saddr;
 	r->sport = s->packet.dport;
 	r->dport = s->packet.sport;
-	f->seen = r->seen = now();
+	f->seen = r->seen = s->tick;
+	f->epoch = r->epoch = s->epoch;
 	f->mtu = r->mtu = 65535;
 	r->zone_twin = s->packet.zone;
 	if (s->endpoint) {
@@ -163,7 +164,8 @@ static __always_inline int table_full(__u8 family)
 	return REASON_TABLE_FULL;
 }
 
-/* Seals both directions and enters them. The reply's tuple must be final. */
+/* Seals both directions and enters them, this direction with its first packet; s->flow
+ * is what holds for that one. The reply's tuple must be final. */
 __noinline int enter(struct scratch *s, __u32 owner)
 {
 	/* s again: before 6.2 a map takes no value from a global function's argument. */
@@ -177,6 +179,8 @@ __noinline int enter(struct scratch *s, __u32 owner)
 	r = &same->reply;
 	if (!(f->flags & FLOW_OPTIONAL) && owner && !may_open(owner))
 		return REASON_QUOTA;
+	f->packets = 1;
+	f->bytes = s->packet.len + s->packet.l2;
 	f->owner = r->owner = owner;
 	r->rule = f->rule;
 	f->timeout = flow_timeout(f, s->packet.proto);
@@ -193,11 +197,14 @@ __noinline int enter(struct scratch *s, __u32 owner)
 		return err == -17 ? REASON_NO_PORT : table_full(s->twin.family);
 	if (put_half_open(&s->tuple, f, BPF_NOEXIST)) {
 		/* Another CPU decided on a packet of the same flow: its decision holds. */
-		if (find(&s->tuple)) {
-			struct flow *other = find(&s->tuple);
+		struct flow *other = find(&s->tuple);
 
-			if (other && (other->sport != f->sport || !addr_equal(&other->saddr, &f->saddr)))
+		if (other) {
+			if (other->sport != f->sport || !addr_equal(&other->saddr, &f->saddr))
 				delete_half_open(&s->twin);
+			other->packets++;
+			other->bytes += f->bytes;
+			*f = *other;
 			return 0;
 		}
 		delete_half_open(&s->twin);

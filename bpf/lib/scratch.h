@@ -42,7 +42,11 @@ struct scratch {
 	struct tuple ended;		/* of a flow whose port is taken; the stack is full there */
 	struct flow flow;		/* being made */
 	struct flow reply;
-	__u32 endpoint;			/* the sending container, or 0 */
+	__u32 tick;			/* now */
+	__u32 epoch;			/* from before anything was looked up */
+	__u8 contained;			/* comes out of a container */
+	__u8 asked;			/* whether it is of a flow that is known */
+	__u32 endpoint;			/* that container, or 0 */
 	__u32 network;			/* its network, or 0 */
 	struct choice choice;
 	struct search_key search;

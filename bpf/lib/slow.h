@@ -12,11 +12,15 @@
  * link-layer header. Returns a reason. */
 static __always_inline int start(struct __sk_buff *skb, struct scratch **s, __u32 zone, __u32 l2)
 {
+	struct clock *c = clock();
 	int err;
 
 	*s = scratch();
 	if (!*s)
 		return REASON_ERROR;
+	(*s)->epoch = c ? *(volatile __u32 *)&c->epoch : 0;
+	(*s)->tick = now();
+	(*s)->contained = (*s)->asked = 0;
 	(*s)->endpoint = 0;
 	(*s)->network = 0;
 	err = parse(skb, &(*s)->packet, l2);
@@ -27,11 +31,14 @@ static __always_inline int start(struct __sk_buff *skb, struct scratch **s, __u3
 /* The address we speak from when f's packet cannot be forwarded. */
 static __always_inline void our_address(struct scratch *s)
 {
-	__u32 id = s->network;
-	struct network *n = bpf_map_lookup_elem(&networks, &id);
+	__u32 id = s->endpoint, number;
+	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &id);
+	struct network *n;
 
+	number = id && e ? e->network : 0;
+	n = bpf_map_lookup_elem(&networks, &number);
 	s->addr = s->packet.daddr;
-	if (s->network && n)
+	if (number && n)
 		s->addr = s->packet.family == 4 ? n->gateway4 : n->gateway6;
 }
 
@@ -76,29 +83,37 @@ __noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
  * the promotion of this very packet or by eviction, is used again at once. */
 static __always_inline struct flow *take(struct __sk_buff *skb, struct scratch *s, struct flow *f)
 {
-	f->seen = now();
+	f->seen = s->tick;
 	f->packets++;
 	f->bytes += skb->len;
 	s->flow = *f;
 	return &s->flow;
 }
 
-/* The packet of a flow that is known, or MISS. */
+/* The packet of a flow that is known, or MISS, and MISS if asked again. */
 __noinline int known(struct __sk_buff *skb, struct scratch *s)
 {
 	struct flow *f, *other;
-	__u32 tick = now();
+	__u32 tick;
 	bool syn;
 	int err;
 
 	if (!s)
 		return DROP;
-	if (s->packet.kind != PACKET_FLOW)
+	tick = s->tick;
+	if (s->packet.kind != PACKET_FLOW || s->asked)
 		return MISS;
+	s->asked = 1;
 	tuple_of(&s->tuple, &s->packet);
 	f = find(&s->tuple);
 	if (!f)
 		return MISS;
+	if (s->contained) {
+		/* The fast path asks for no more either. */
+		if (!mac_equal(s->packet.src_mac, f->sender))
+			return MISS;
+		s->endpoint = f->src.id;
+	}
 	err = flow_stale(f, clock());
 	if (err == REASON_NO_ROUTE)
 		return drop(skb, err);
@@ -134,11 +149,7 @@ __noinline int known(struct __sk_buff *skb, struct scratch *s)
 /* Sends the first packet of the flow that a decision has just entered. */
 static __always_inline int first(struct __sk_buff *skb, struct scratch *s)
 {
-	struct flow *f = find(&s->tuple);
-
-	if (!f)
-		return drop(skb, REASON_TABLE_FULL);
-	return follow(skb, s, take(skb, s, f));
+	return follow(skb, s, &s->flow);
 }
 
 /* The packet would be the first of a flow that may start in the middle of a

@@ -12,8 +12,8 @@ import (
 func (w *work) begin(kind loader.BPFFlowKind, flags loader.BPFFlowFlags) {
 	p := &w.p
 	w.tuple = w.tupleOf()
-	w.flow = Flow{Seen: w.Now, MTU: 65535, Kind: kind, Flags: flags, Src: p.src, Dst: p.dst, SPort: p.sport, DPort: p.dport}
-	w.rev = Flow{Seen: w.Now, MTU: 65535, Kind: kind, Flags: flags | isReply, Src: p.dst, Dst: p.src, SPort: p.dport, DPort: p.sport, TwinZone: w.zone}
+	w.flow = Flow{Seen: w.Now, Epoch: w.Epoch, MTU: 65535, Kind: kind, Flags: flags, Src: p.src, Dst: p.dst, SPort: p.sport, DPort: p.dport}
+	w.rev = Flow{Seen: w.Now, Epoch: w.Epoch, MTU: 65535, Kind: kind, Flags: flags | isReply, Src: p.dst, Dst: p.src, SPort: p.dport, DPort: p.sport, TwinZone: w.zone}
 	if w.endpoint != 0 {
 		w.flow.From = w.refer(w.endpoint)
 		w.rev.To = w.flow.From

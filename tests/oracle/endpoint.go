@@ -19,6 +19,19 @@ func (w *work) toEndpoint() Verdict {
 // fromEndpoint: container to anything. In doubt it is dropped.
 func (w *work) fromEndpoint() Verdict {
 	w.zone = w.a.Ifindex
+	if v, ok := w.plain(); ok {
+		return v
+	}
+	var reason loader.BPFReason
+	w.p, reason = parse(w.a.Frame, etherLen, w.ethertype(etherLen), w.a.Segment != 0)
+	p := &w.p
+	// A flow was decided with all that follows, as on the fast path.
+	w.contained = true
+	if reason == none {
+		if v := w.known(); v != miss {
+			return v
+		}
+	}
 	w.endpoint = w.endpointAt(w.a.Ifindex)
 	if w.endpoint == 0 {
 		return w.drop(unknownEndpoint)
@@ -26,12 +39,6 @@ func (w *work) fromEndpoint() Verdict {
 	e := w.Endpoints[w.endpoint]
 	w.network = e.Network
 	n := w.Networks[e.Network]
-	if v, ok := w.plain(); ok {
-		return v
-	}
-	var reason loader.BPFReason
-	w.p, reason = parse(w.a.Frame, etherLen, w.ethertype(etherLen), w.a.Segment != 0)
-	p := &w.p
 	switch {
 	case p.srcMAC != e.MAC:
 		return w.drop(spoofedMAC)

@@ -147,6 +147,7 @@ type work struct {
 	zone      uint32
 	endpoint  uint32 // the sending container, or 0
 	network   uint32 // its network
+	contained bool   // comes out of a container
 	answer    *Answer
 	refused   bool // an error about the packet is sent in its place
 	flow, rev Flow // being made
@@ -351,6 +352,15 @@ func (w *work) known() Verdict {
 	f := w.find(t)
 	if f == nil {
 		return miss
+	}
+	if w.contained {
+		if w.p.srcMAC != f.Sender {
+			return miss
+		}
+		w.endpoint = f.From.ID
+		if e := w.Endpoints[w.endpoint]; e != nil {
+			w.network = e.Network
+		}
 	}
 	switch w.stale(f) {
 	case noRoute:

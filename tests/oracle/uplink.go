@@ -144,6 +144,9 @@ func (w *work) decidePublishedIn(id uint32) loader.BPFReason {
 		return noRoute
 	}
 	w.rev.aimUplink(way, p.src)
+	if !w.hostAddr(p.dst) {
+		w.rev.Epoch = 0 // to be judged: nobody answers by an address that is not the host's
+	}
 	return w.enterKeeping(w.flow.To.ID)
 }
 
@@ -178,6 +181,7 @@ func (w *work) decideConeIn(o *owner) loader.BPFReason {
 		return noRoute
 	}
 	w.rev.aimUplink(way, p.src)
+	w.rev.Epoch = 0 // the address may not be the host's any more
 	return w.enterAgain(o.endpoint.ID)
 }
 
