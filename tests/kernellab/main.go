@@ -56,7 +56,7 @@ func main() {
 	flag.DurationVar(&o.limit, "timeout", 10*time.Minute, "for one machine")
 	flag.IntVar(&o.machines, "machines", runtime.NumCPU(), "that run at once")
 	flag.BoolVar(&o.verbose, "v", false, "print the whole console, always")
-	flag.BoolVar(&o.brief, "brief", false, "on the oldest kernel all suites, on others those that kernels are known to differ in")
+	flag.BoolVar(&o.brief, "brief", false, "on the oldest kernel all suites, on others whether the programs load, attach and are replaced")
 	flag.BoolVar(&o.insns, "insns", false, "only count verified instructions, and write the kernels' columns of "+insns.Path)
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -108,7 +108,7 @@ func run(ctx context.Context, o options) (ok bool, err error) {
 	var jobs []job
 	for _, s := range list {
 		for i, k := range booted {
-			if o.brief && s.Alike && i > 0 {
+			if o.brief && s.Oldest && i > 0 {
 				continue
 			}
 			dir, err := kernelDir(o.cache, k.Series)

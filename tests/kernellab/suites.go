@@ -23,7 +23,7 @@ type suite struct {
 	Modules []string // beyond base
 	Files   []string // of the repository, that the tests read; beside their package, as here
 	Binary  bool     // the real bpfnet, for BPFNET_BINARY
-	Alike   bool     // no kernel is known to differ: -brief runs it on the oldest
+	Oldest  bool     // -brief runs it on the oldest kernel alone: what newer ones are, this machine's own shows
 }
 
 // rows of the conformance table: one of every way that a packet can take, those about what
@@ -41,11 +41,11 @@ var rows = slices.Concat([]string{
 
 // suites are in the order of how long they take, the longest first.
 var suites = []suite{
-	{Package: "./tests/conformance", Tests: rows, Binary: true, Modules: devices},
-	{Package: "./tests/datapath", Alike: true},
-	{Package: "./tests/oracle", Tests: []string{"TestPrograms", "TestSequences"}, Alike: true},
+	{Package: "./tests/conformance", Tests: rows, Binary: true, Modules: devices, Oldest: true},
+	{Package: "./tests/datapath", Oldest: true},
+	{Package: "./tests/oracle", Tests: []string{"TestPrograms", "TestSequences"}, Oldest: true},
 	{Package: "./loader"},
-	{Package: "./maps", Files: []string{"loader/bpf_bpfel.go"}, Alike: true},
+	{Package: "./maps", Files: []string{"loader/bpf_bpfel.go"}, Oldest: true},
 	{Package: "./tests/verifier", Program: true},
 }
 
