@@ -10,8 +10,9 @@ GO ?= $(shell command -v go 2>/dev/null || for d in /usr/local/go/bin /usr/lib/g
 export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export CGO_ENABLED = 0
-# What is built does not depend on where: another clone finds it in Go's cache.
-export GOFLAGS += -trimpath
+# What is built does not depend on where: another clone finds it in Go's cache. And nobody
+# here debugs with DWARF, which takes the linker half its time.
+export GOFLAGS += -trimpath -ldflags=-w
 
 .PHONY: help all build demo test unit generate fmt vet lint fresh deps conformance differences docker-rows soak lab-shell verifier cost vm vm-deps bench bench-deps insns readme deb clean test-engines test-engines-next engines-deps packages
 
@@ -48,7 +49,7 @@ test: deps go-found ## everything: unit, datapath, conformance, end to end (root
 # An Engine keeps both CPUs busy.
 test-engines: engines-deps go-found ## other container engines, the real programs, on our packet path (root)
 	BPFNET_ENGINES=1 $(AT_ONCE) -p 1 $(ENGINES)
-	BPFNET_ENGINES=1 $(AT_ONCE) -p 2 $(LIGHTER)
+	BPFNET_ENGINES=1 $(AT_ONCE) -p 2 -parallel 4 $(LIGHTER)
 	BPFNET_ENGINES=1 $(ALONE) $(ENGINES) $(LIGHTER)
 	$(GO) run ./tests/conformance/run -cast docker -run '$(SOME_ROWS)'
 

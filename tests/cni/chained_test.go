@@ -132,7 +132,7 @@ func TestChained(t *testing.T) {
 	one.must("del", "eth0", late, "[]")
 
 	// The namespace is gone before DEL.
-	require.NoError(t, web.ns.Close())
+	web.vanish(t)
 	one.must("del", "eth0", web, ports)
 	one.must("del", "eth0", peer, "[]")
 	r.empty()

@@ -96,7 +96,7 @@ func TestDel(t *testing.T) {
 		"without prevResult":  func(p pod, _ answer) call { return p.call("DEL", r.pods()) },
 		"without a namespace": func(p pod, _ answer) call { return call{command: "DEL", conf: c, id: p.id} },
 		"namespace gone": func(p pod, _ answer) call {
-			require.NoError(t, p.ns.Close())
+			p.vanish(t)
 			return p.call("DEL", c)
 		},
 		"without CNI_NETNS": func(p pod, _ answer) call {

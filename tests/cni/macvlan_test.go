@@ -165,7 +165,7 @@ func TestChainedMacvlanLife(t *testing.T) {
 		"cni.dev/valid-attachments": []any{map[string]any{"containerID": r.containers()["cni/web"].ID, "ifname": "eth0"}}}})
 	require.Len(t, r.containers(), 1)
 	r.asks(r.Client, "tcp", lab.HostIPv4+":8080", "web", lab.ClientIPv4)
-	require.NoError(t, web.ns.Close())
+	web.vanish(t)
 	for _, p := range []pod{web, other} {
 		c.must("del", "eth0", p, "[]")
 		c.must("del", "eth0", p, "[]")

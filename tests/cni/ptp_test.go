@@ -241,7 +241,7 @@ func TestChainedPTPLife(t *testing.T) {
 	r.asks(r.Client, "tcp", lab.HostIPv4+":8080", "web", lab.ClientIPv4)
 
 	// The namespace goes first; with the last container the network goes, too.
-	require.NoError(t, web.ns.Close())
+	web.vanish(t)
 	require.Contains(t, cli("reconcile"), "its namespace is gone")
 	require.Empty(t, r.networks())
 	for _, p := range []pod{web, other, third} {

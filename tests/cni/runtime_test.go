@@ -52,9 +52,10 @@ type runtime struct {
 	m *control.Manager
 }
 
-func newRuntime(t testing.TB, opts ...lab.Option) *runtime {
+func newRuntime(t *testing.T, opts ...lab.Option) *runtime {
 	t.Helper()
 	needs.Engines(t)
+	t.Parallel() // each has a host of its own, and waits most of its time
 	r := &runtime{Lab: lab.New(t, opts...), t: t}
 	m, err := control.Open(control.Options{Root: r.Root, BPFFS: r.BPFFS, Netns: r.NetnsPath, Cgroup: r.Cgroup, Datapath: datapath()})
 	require.NoError(t, err)
@@ -222,6 +223,14 @@ type pod struct {
 	path string
 }
 
+// vanish ends the pod's namespace, and its path: the file descriptor that it leads to may
+// soon be another test's.
+func (p pod) vanish(t testing.TB) {
+	t.Helper()
+	require.NoError(t, os.Remove(p.path))
+	require.NoError(t, p.ns.Close())
+}
+
 // cli runs the real program's other commands on the host, and gives what it wrote.
 func (r *runtime) cli(args ...string) string {
 	r.t.Helper()
@@ -232,7 +241,9 @@ func (r *runtime) cli(args ...string) string {
 
 func (r *runtime) pod(id string) pod {
 	r.t.Helper()
-	ns, path := r.AddNetns(r.t, id)
+	ns, fd := r.AddNetns(r.t, id)
+	path := filepath.Join(r.Dir, "netns-"+filepath.Base(fd))
+	require.NoError(r.t, os.Symlink(fd, path))
 	return pod{id, ns, path}
 }
 

@@ -102,7 +102,7 @@ func TestAnotherLife(t *testing.T) {
 	require.Len(t, r.containers(), 1)
 	r.serve(fresh, 80)
 	r.asks(r.Client, "tcp", lab.HostIPv4+":8080", "life", lab.ClientIPv4)
-	require.NoError(t, fresh.ns.Close())
+	fresh.vanish(t)
 	next := r.pod("life")
 	r.must(next.call("ADD", c))
 	r.must(next.call("DEL", c))
