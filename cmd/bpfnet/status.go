@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -71,7 +72,7 @@ func (a *app) printStatus(s *control.Status) {
 		if !h.OK {
 			state = "MISSING"
 		}
-		rows = append(rows, []string{h.Device, h.Program, h.Kind, state})
+		rows = append(rows, []string{h.Device, h.Program, cmp.Or(h.Kind, "-"), state})
 	}
 	section([]string{"DEVICE", "PROGRAM", "HOOK", "STATE"}, rows)
 	rows = nil

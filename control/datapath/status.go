@@ -52,7 +52,7 @@ type Status struct {
 type HookStatus struct {
 	Device  string `json:"device"`
 	Program string `json:"program"`
-	Kind    string `json:"kind"` // tcx, clsact, cgroup; nft, legacy
+	Kind    string `json:"kind"` // tcx, clsact, cgroup; nft, legacy; empty: it is not there
 	OK      bool   `json:"ok"`
 }
 

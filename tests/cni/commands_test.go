@@ -4,6 +4,7 @@ package cni
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/bpfnet/bpfnet/control"
+	"github.com/bpfnet/bpfnet/loader"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
@@ -181,6 +183,12 @@ func TestCheck(t *testing.T) {
 			return h.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 9})
 		},
 		"cable": func(h *netlink.Handle, l netlink.Link) error { return h.LinkDel(l) },
+		"program, with its pin": func(_ *netlink.Handle, l netlink.Link) error {
+			pins, err := filepath.Glob(fmt.Sprintf("%s/links/%s-%d-*", r.BPFFS, loader.BPFProgFromEndpoint, l.Attrs().ParentIndex))
+			require.NoError(t, err)
+			require.Len(t, pins, 1)
+			return os.Remove(pins[0])
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := *r

@@ -68,10 +68,12 @@ func (p *Path) hookStatus(s *datapath.Status, names map[int]string) error {
 		have[a.Program+" "+hook.Device] = true
 		s.Hooks = append(s.Hooks, hook)
 	}
-	for device, programs := range p.wantedHooks() {
-		for _, prog := range programs {
+	want := p.wantedHooks()
+	for _, device := range slices.Sorted(stdmaps.Keys(want)) {
+		for _, prog := range want[device] {
 			if !have[prog+" "+device] {
 				s.FastPath = false
+				s.Hooks = append(s.Hooks, datapath.HookStatus{Device: device, Program: prog})
 				s.Problem("%s is not on %s: run bpfnet reconcile", prog, device)
 			}
 		}
