@@ -45,9 +45,9 @@ struct scratch {
 	__u32 tick;			/* now */
 	__u32 epoch;			/* from before anything was looked up */
 	__u8 contained;			/* comes out of a container */
-	__u8 asked;			/* whether it is of a flow that is known */
+	__u8 asked;			/* known() has looked for its flow */
 	__u32 endpoint;			/* that container, or 0 */
-	__u32 network;			/* its network, or 0 */
+	__u32 network;			/* its network, where something is decided, or 0 */
 	struct choice choice;
 	struct search_key search;
 	struct search searched;

@@ -20,8 +20,9 @@ import (
 // The kernel's run-time statistics, of real requests and responses on one
 // established connection: what a packet costs in from_uplink and from_endpoint
 // above an empty program on the same hook in the same run (most of what that
-// reads is the two clock readings). The bar is that of a machine on which the empty
-// program reads costEmpty; on a slower one it is as much higher.
+// reads is the two clock readings). With the counts that are promised (make soak) the
+// bar is costBar. Else it is there to notice what doubles a packet's cost, and is as much
+// higher as the machine is slower than the one on which the empty program reads costEmpty.
 const (
 	costBar   = 150 // ns
 	costEmpty = 65  // ns
@@ -68,11 +69,14 @@ func TestCostOfEstablishedPacket(t *testing.T) {
 		}
 		slices.Sort(base)
 		t.Logf("empty program: %.0f ns (%.0f to %.0f)", base[2], base[0], base[4])
-		bar := costBar * max(1, base[2]/costEmpty)
+		bar := float64(costBar)
+		if !soak() {
+			bar *= 2 * max(1, base[2]/costEmpty)
+		}
 		for name, rounds := range cost {
 			slices.Sort(rounds)
 			t.Logf("%s to %s: +%.0f ns a packet (%.0f to %.0f)", name, to, rounds[2], rounds[0], rounds[4])
-			assert.LessOrEqual(t, rounds[2], bar*float64(times(1, 2)), name)
+			assert.LessOrEqual(t, rounds[2], bar, name)
 		}
 	}
 }
