@@ -10,29 +10,6 @@
 #define SWEEP_SLOTS 1024		/* a tick: about 100 µs of one softirq */
 #define CLOCK_MONOTONIC 1
 
-static __always_inline void tuple_of_slot(struct tuple *t, const struct slot *slot, __u32 family)
-{
-	if (family == 4) {
-		const struct key4 *key = (const struct key4 *)&slot->key;
-
-		addr_set4(&t->saddr, key->saddr);
-		addr_set4(&t->daddr, key->daddr);
-		t->sport = key->sport;
-		t->dport = key->dport;
-		t->zone = key->zone;
-		t->proto = key->proto;
-	} else {
-		t->saddr = slot->key.saddr;
-		t->daddr = slot->key.daddr;
-		t->sport = slot->key.sport;
-		t->dport = slot->key.dport;
-		t->zone = slot->key.zone;
-		t->proto = slot->key.proto;
-	}
-	t->family = family;
-	t->pad[0] = t->pad[1] = 0;
-}
-
 /* A flow that has no way now may have one again. */
 static __always_inline bool flow_lives(struct flow *f)
 {
@@ -71,6 +48,7 @@ __noinline int sweep_one(__u32 index, __u32 tick)
 	struct slot *slot = bpf_map_lookup_elem(&slots, &index);
 	struct tuple t, twin;
 	struct flow *f, *other;
+	__u64 key;
 	__u32 word;
 
 	if (!slot)
@@ -78,8 +56,8 @@ __noinline int sweep_one(__u32 index, __u32 tick)
 	word = slot->family;
 	if (!(word & SLOT_FAMILY))
 		return 0;
-	tuple_of_slot(&t, slot, word & SLOT_FAMILY);
-	f = find_established(&t);
+	key = slot->digest;
+	f = (word & SLOT_FAMILY) == 4 ? bpf_map_lookup_elem(&flows4, &key) : bpf_map_lookup_elem(&flows6, &key);
 	if (!f || f->slot != index) {
 		/* Deleted from outside (flush), or about to be entered: seen twice, it is gone. */
 		if (slot->missing)
@@ -88,6 +66,7 @@ __noinline int sweep_one(__u32 index, __u32 tick)
 			slot->missing = 1;
 		return 0;
 	}
+	t = f->tuple;
 	twin_of(&twin, &t, f);
 	other = find_established(&twin);
 	if (flow_lives(f) && (!other || flow_lives(other)) &&

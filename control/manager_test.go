@@ -205,14 +205,17 @@ func TestFlows(t *testing.T) {
 	}
 	mapped := func(a string) loader.BPFAddr { return loader.BPFAddr{W: [4]uint32{0, 0, 0xffff0000, be(a)}} }
 	port := func(p uint16) uint16 { return p<<8 | p>>8 }
-	require.NoError(t, m.Put(
-		loader.BPFKey4{Saddr: be("192.0.2.9"), Daddr: be("192.0.2.1"), Sport: port(5000), Dport: port(8080), Proto: 6},
-		loader.BPFFlow{Packets: 3, Bytes: 300, Timeout: 10, Dst: loader.BPFRef{Id: ep.Slot}, State: 1,
-			Saddr: mapped("192.0.2.9"), Daddr: mapped("172.17.0.2"), Sport: port(5000), Dport: port(80), ZoneTwin: uint32(ep.HostIndex)}))
-	require.NoError(t, m.Put(
-		loader.BPFKey4{Saddr: be("172.17.0.2"), Daddr: be("192.0.2.9"), Sport: port(80), Dport: port(5000), Proto: 6, Zone: uint32(ep.HostIndex)},
-		loader.BPFFlow{Packets: 2, Bytes: 200, Timeout: 10, Flags: 1, Src: loader.BPFRef{Id: ep.Slot},
-			Saddr: mapped("192.0.2.1"), Daddr: mapped("192.0.2.9"), Sport: port(8080), Dport: port(5000)}))
+	seeds, err := src.Map(loader.BPFMapSeeds)
+	require.NoError(t, err)
+	seed, err := loader.SeedOf(seeds)
+	require.NoError(t, err)
+	put := func(f loader.BPFFlow) { require.NoError(t, m.Put(seed.Digest(f.Tuple), f)) }
+	put(
+		loader.BPFFlow{Tuple: loader.BPFTuple{Saddr: mapped("192.0.2.9"), Daddr: mapped("192.0.2.1"), Sport: port(5000), Dport: port(8080), Proto: 6, Family: 4}, Packets: 3, Bytes: 300, Timeout: 10, Dst: loader.BPFRef{Id: ep.Slot}, State: 1,
+			Saddr: mapped("192.0.2.9"), Daddr: mapped("172.17.0.2"), Sport: port(5000), Dport: port(80), ZoneTwin: uint32(ep.HostIndex)})
+	put(
+		loader.BPFFlow{Tuple: loader.BPFTuple{Saddr: mapped("172.17.0.2"), Daddr: mapped("192.0.2.9"), Sport: port(80), Dport: port(5000), Zone: uint32(ep.HostIndex), Proto: 6, Family: 4}, Packets: 2, Bytes: 200, Timeout: 10, Flags: 1, Src: loader.BPFRef{Id: ep.Slot},
+			Saddr: mapped("192.0.2.1"), Daddr: mapped("192.0.2.9"), Sport: port(8080), Dport: port(5000)})
 	for _, f := range []FlowFilter{{}, {Container: "web"}, {Port: 80}, {Port: 8080, Proto: "tcp"}} {
 		list, err := l.m.Flows(f)
 		require.NoError(t, err)

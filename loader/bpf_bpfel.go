@@ -73,18 +73,8 @@ type BPFCursor struct {
 }
 
 type BPFDatagram struct {
-	_     structs.HostLayout
-	Tuple struct {
-		_      structs.HostLayout
-		Saddr  BPFAddr
-		Daddr  BPFAddr
-		Sport  uint16
-		Dport  uint16
-		Zone   uint32
-		Proto  uint8
-		Family uint8
-		Pad    [2]uint8
-	}
+	_      structs.HostLayout
+	Tuple  BPFTuple
 	Tick   uint32
 	State  uint32
 	Total  uint16
@@ -157,6 +147,7 @@ type BPFEndpointKey struct {
 
 type BPFFlow struct {
 	_         structs.HostLayout
+	Tuple     BPFTuple
 	Epoch     uint32
 	Seen      uint32
 	Timeout   uint16
@@ -170,19 +161,18 @@ type BPFFlow struct {
 	AddrDelta uint16
 	PortDelta uint16
 	Sender    [6]uint8
-	Packets   uint64
-	Bytes     uint64
 	Sport     uint16
 	Dport     uint16
+	Packets   uint64
+	Bytes     uint64
 	Saddr     BPFAddr
 	Daddr     BPFAddr
 	Macs      [12]uint8
-	Nexthop   BPFAddr
 	ZoneTwin  uint32
+	Nexthop   BPFAddr
 	Src       BPFRef
 	Dst       BPFRef
 	Rule      BPFRef
-	Expect    uint32
 	Slot      uint32
 	Owner     uint32
 }
@@ -229,28 +219,6 @@ type BPFInner struct {
 	Pad   uint16
 }
 
-type BPFKey4 struct {
-	_     structs.HostLayout
-	Saddr uint32
-	Daddr uint32
-	Sport uint16
-	Dport uint16
-	Zone  uint32
-	Proto uint8
-	Pad   [7]uint8
-}
-
-type BPFKey6 struct {
-	_     structs.HostLayout
-	Saddr BPFAddr
-	Daddr BPFAddr
-	Sport uint16
-	Dport uint16
-	Zone  uint32
-	Proto uint8
-	Pad   [7]uint8
-}
-
 type BPFLimit struct {
 	_    structs.HostLayout
 	Tick uint32
@@ -268,6 +236,8 @@ const (
 	BPFLimitsMAX_MEMBERS     BPFLimits = 1024
 	BPFLimitsMAX_PORT_RANGES BPFLimits = 8
 	BPFLimitsMAX_HOPS        BPFLimits = 16
+	BPFLimitsSEED_WORDS      BPFLimits = 12
+	BPFLimitsSEED            BPFLimits = 1592590336
 	BPFLimitsPORTS           BPFLimits = 65536
 	BPFLimitsRULE_HOST_PORTS BPFLimits = 131071
 )
@@ -494,39 +464,9 @@ type BPFScratch struct {
 		SrcMac   [6]uint8
 		Refused  uint8
 	}
-	Tuple struct {
-		_      structs.HostLayout
-		Saddr  BPFAddr
-		Daddr  BPFAddr
-		Sport  uint16
-		Dport  uint16
-		Zone   uint32
-		Proto  uint8
-		Family uint8
-		Pad    [2]uint8
-	}
-	Twin struct {
-		_      structs.HostLayout
-		Saddr  BPFAddr
-		Daddr  BPFAddr
-		Sport  uint16
-		Dport  uint16
-		Zone   uint32
-		Proto  uint8
-		Family uint8
-		Pad    [2]uint8
-	}
-	Ended struct {
-		_      structs.HostLayout
-		Saddr  BPFAddr
-		Daddr  BPFAddr
-		Sport  uint16
-		Dport  uint16
-		Zone   uint32
-		Proto  uint8
-		Family uint8
-		Pad    [2]uint8
-	}
+	Tuple     BPFTuple
+	Twin      BPFTuple
+	Ended     BPFTuple
 	Flow      BPFFlow
 	Reply     BPFFlow
 	Tick      uint32
@@ -570,9 +510,14 @@ type BPFSearchKey struct {
 	Pad   uint8
 }
 
+type BPFSeed struct {
+	_     structs.HostLayout
+	Words [12]uint32
+}
+
 type BPFSlot struct {
 	_       structs.HostLayout
-	Key     BPFKey6
+	Digest  uint64
 	Family  uint32
 	Owner   BPFRef
 	Missing uint32
@@ -611,6 +556,18 @@ const (
 	BPFTimeoutKindTIMEOUT_ICMP            BPFTimeoutKind = 5
 	BPFTimeoutKindTIMEOUT_COUNT           BPFTimeoutKind = 6
 )
+
+type BPFTuple struct {
+	_      structs.HostLayout
+	Saddr  BPFAddr
+	Daddr  BPFAddr
+	Sport  uint16
+	Dport  uint16
+	Zone   uint32
+	Proto  uint8
+	Family uint8
+	Pad    [2]uint8
+}
 
 type BPFVerdict uint32
 
@@ -666,6 +623,7 @@ const (
 	BPFMapRules               = "rules"
 	BPFMapScratches           = "scratches"
 	BPFMapSearches            = "searches"
+	BPFMapSeeds               = "seeds"
 	BPFMapSettings            = "settings"
 	BPFMapSlots               = "slots"
 	BPFMapSlowPaths           = "slow_paths"
@@ -799,6 +757,7 @@ type BPFMapSpecs struct {
 	Rules           *ebpf.MapSpec `ebpf:"rules"`
 	Scratches       *ebpf.MapSpec `ebpf:"scratches"`
 	Searches        *ebpf.MapSpec `ebpf:"searches"`
+	Seeds           *ebpf.MapSpec `ebpf:"seeds"`
 	Settings        *ebpf.MapSpec `ebpf:"settings"`
 	Slots           *ebpf.MapSpec `ebpf:"slots"`
 	SlowPaths       *ebpf.MapSpec `ebpf:"slow_paths"`
@@ -880,6 +839,7 @@ type BPFMaps struct {
 	Rules           *ebpf.Map `ebpf:"rules"`
 	Scratches       *ebpf.Map `ebpf:"scratches"`
 	Searches        *ebpf.Map `ebpf:"searches"`
+	Seeds           *ebpf.Map `ebpf:"seeds"`
 	Settings        *ebpf.Map `ebpf:"settings"`
 	Slots           *ebpf.Map `ebpf:"slots"`
 	SlowPaths       *ebpf.Map `ebpf:"slow_paths"`
@@ -921,6 +881,7 @@ func (m *BPFMaps) Close() error {
 		m.Rules,
 		m.Scratches,
 		m.Searches,
+		m.Seeds,
 		m.Settings,
 		m.Slots,
 		m.SlowPaths,

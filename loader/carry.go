@@ -21,7 +21,8 @@ type carrier struct {
 	flows   [2]*move             // IPv4, IPv6; nil: they stay
 	half    [2]*move
 	now     [2]*ebpf.Map // tables of established flows that are in force from now on
-	carried map[tuple]listing
+	seed    *Seed
+	carried map[BPFTuple]listing
 	counted *ebpf.Map // endpoints, if they are new as well
 	old     *move     // of the settings
 	next    uint32    // slot that was never given
@@ -51,7 +52,7 @@ func (e *fullError) Error() string {
 }
 
 func newCarrier(m *Maps, find func(string) *move, rebuild bool) *carrier {
-	c := &carrier{open: m.open, carried: make(map[tuple]listing)}
+	c := &carrier{open: m.open, carried: make(map[BPFTuple]listing)}
 	c.old = find(BPFMapSettings)
 	if mv := find(BPFMapEndpoints); mv != nil {
 		c.counted = mv.now
@@ -82,27 +83,47 @@ func (c *carrier) prepare() error {
 
 // sync carries what is new, drops what has ended, and says how much that was.
 func (c *carrier) sync() (n int, err error) {
-	seen := make(map[tuple]bool, len(c.carried))
-	for i, mv := range c.flows {
+	if c.seed == nil {
+		seed, err := SeedOf(c.open[BPFMapSeeds])
+		if err != nil {
+			return 0, err
+		}
+		c.seed = &seed
+	}
+	seen := make(map[BPFTuple]bool, len(c.carried))
+	var first []*BPFFlow
+	replies := make(map[BPFTuple]*BPFFlow)
+	for _, mv := range c.flows {
 		if mv == nil {
 			continue
 		}
 		err := each(mv.old, func(k, v []byte) error {
-			first, t := asFlow(mv.value.apply(v)), asTuple(mv.key.apply(k), i)
-			if first.Flags&uint8(BPFFlowFlagsFLOW_REPLY) != 0 {
-				return nil
+			f := mv.flow(k, v)
+			switch reply := f.Flags&uint8(BPFFlowFlagsFLOW_REPLY) != 0; {
+			case reply && c.has(twin(f)):
+			case reply:
+				replies[f.Tuple] = f
+			case c.has(f.Tuple):
+				seen[f.Tuple] = true
+			default:
+				first = append(first, f)
 			}
-			if _, ok := c.carried[t]; ok {
-				seen[t] = true
-				return nil
-			}
-			done, err := c.carry(t, first)
-			if done {
-				seen[t] = true
-				n++
-			}
-			return err
+			return nil
 		})
+		if err != nil {
+			return n, err
+		}
+	}
+	for _, f := range first {
+		reply := replies[twin(f)]
+		if reply == nil {
+			continue // half a flow is one that ends or begins just now
+		}
+		done, err := c.carry(f, reply)
+		if done {
+			seen[f.Tuple] = true
+			n++
+		}
 		if err != nil {
 			return n, err
 		}
@@ -125,18 +146,21 @@ func (c *carrier) sync() (n int, err error) {
 	return n, nil
 }
 
-// carry enters one flow. Half a flow is one that ends or begins just now.
-func (c *carrier) carry(t tuple, first *BPFFlow) (bool, error) {
-	other := twin(t, first)
-	mv := c.flows[other.index()]
-	if mv == nil {
-		return false, nil
+func (c *carrier) has(t BPFTuple) bool {
+	_, ok := c.carried[t]
+	return ok
+}
+
+// tableOf is where the established flows of t's family are: an index of listed.
+func tableOf(t BPFTuple) int {
+	if t.Family == 4 {
+		return 0
 	}
-	raw, err := mv.old.LookupBytes(mv.key.invert(int(mv.old.KeySize())).apply(other.bytes()))
-	if err != nil || raw == nil {
-		return false, err
-	}
-	reply := asFlow(mv.value.apply(raw))
+	return 1
+}
+
+// carry enters one flow.
+func (c *carrier) carry(first, reply *BPFFlow) (bool, error) {
 	slot, ok := c.take()
 	if !ok {
 		if c.handed {
@@ -150,27 +174,25 @@ func (c *carrier) carry(t tuple, first *BPFFlow) (bool, error) {
 	}
 	// As the programs do it: the slot, the reply, the initiator's entry. Epoch 0: what
 	// it refers to is looked at again.
-	s := BPFSlot{Key: t.key, Family: t.family, Owner: owner}
+	s := BPFSlot{Digest: c.seed.Digest(first.Tuple), Family: uint32(first.Tuple.Family), Owner: owner}
 	if err := c.open[BPFMapSlots].Put(slot, &s); err != nil {
 		return false, fmt.Errorf("map %s: %w", BPFMapSlots, err)
 	}
-	for _, x := range []struct {
-		t tuple
-		f *BPFFlow
-	}{{other, reply}, {t, first}} {
-		x.f.Slot, x.f.Epoch = slot, 0
-		err := c.now[x.t.index()].Update(x.t.bytes(), x.f, ebpf.UpdateNoExist)
+	for _, f := range []*BPFFlow{reply, first} {
+		i := tableOf(f.Tuple)
+		f.Slot, f.Epoch = slot, 0
+		err := c.now[i].Update(c.seed.Digest(f.Tuple), f, ebpf.UpdateNoExist)
 		if errors.Is(err, ebpf.ErrKeyExist) {
 			continue // the new programs know it
 		}
 		if errors.Is(err, unix.E2BIG) {
-			return false, &fullError{listed[x.t.index()], c.now[x.t.index()].MaxEntries()}
+			return false, &fullError{listed[i], c.now[i].MaxEntries()}
 		}
 		if err != nil {
-			return false, fmt.Errorf("map %s: %w", listed[x.t.index()], err)
+			return false, fmt.Errorf("map %s: %w", listed[i], err)
 		}
 	}
-	c.carried[t] = listing{slot, owner}
+	c.carried[first.Tuple] = listing{slot, owner}
 	return true, nil
 }
 
@@ -190,11 +212,11 @@ func (c *carrier) take() (slot uint32, ok bool) {
 }
 
 // drop ends a flow that the old programs have ended.
-func (c *carrier) drop(t tuple, l listing) error {
+func (c *carrier) drop(t BPFTuple, l listing) error {
 	delete(c.carried, t)
 	var f BPFFlow
-	err := c.now[t.index()].Lookup(t.bytes(), &f)
-	if errors.Is(err, ebpf.ErrKeyNotExist) || err == nil && f.Slot != l.slot {
+	err := c.now[tableOf(t)].Lookup(c.seed.Digest(t), &f)
+	if errors.Is(err, ebpf.ErrKeyNotExist) || err == nil && (f.Slot != l.slot || f.Tuple != t) {
 		return nil
 	}
 	if err != nil {
@@ -204,7 +226,7 @@ func (c *carrier) drop(t tuple, l listing) error {
 	// unless endpoints are new.
 	s := BPFSlot{}
 	if c.used {
-		s = BPFSlot{Key: t.key, Family: t.family}
+		s = BPFSlot{Digest: c.seed.Digest(t), Family: uint32(t.Family)}
 		if c.counted != nil {
 			s.Owner = l.owner
 		}
@@ -212,8 +234,8 @@ func (c *carrier) drop(t tuple, l listing) error {
 	if err := c.open[BPFMapSlots].Put(l.slot, &s); err != nil {
 		return err
 	}
-	for _, x := range []tuple{t, twin(t, &f)} {
-		if err := c.now[x.index()].Delete(x.bytes()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	for _, x := range []BPFTuple{t, twin(&f)} {
+		if err := c.now[tableOf(x)].Delete(c.seed.Digest(x)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}
 	}
@@ -229,19 +251,20 @@ func (c *carrier) drop(t tuple, l listing) error {
 
 // syncHalf carries half-open flows: those that are missing, and those that got further.
 func (c *carrier) syncHalf(mv *move, family int) error {
-	state := make(map[string]uint8)
+	state := make(map[uint64]uint8)
 	err := each(mv.now, func(k, v []byte) error {
-		state[string(k)] = asFlow(v).State
+		state[binary.NativeEndian.Uint64(k)] = asFlow(v).State
 		return nil
 	})
 	if err != nil {
 		return err
 	}
 	return each(mv.old, func(k, v []byte) error {
-		key, f := mv.key.apply(k), asFlow(mv.value.apply(v))
+		f := mv.flow(k, v)
 		f.Epoch = 0
+		key := c.seed.Digest(f.Tuple)
 		flag := ebpf.UpdateNoExist
-		if s, ok := state[string(key)]; ok {
+		if s, ok := state[key]; ok {
 			if s >= f.State {
 				return nil
 			}
@@ -323,7 +346,7 @@ func (c *carrier) count() error {
 	flows := make(map[BPFRef]uint32)
 	for t, l := range c.carried {
 		flows[l.owner]++
-		if t.family == 4 {
+		if t.Family == 4 {
 			s.Used4++
 		} else {
 			s.Used6++

@@ -47,20 +47,29 @@ func difference(ms *ebpf.MapSpec, em *ebpf.Map) (string, error) {
 		if then == nil {
 			continue
 		}
-		var format btf.GoFormatter
-		a, err := format.TypeDeclaration(now.Name, now)
-		if err != nil {
-			return "", err
-		}
-		b, err := format.TypeDeclaration(now.Name, then)
-		if err != nil {
-			return "", err
-		}
-		if a != b {
+		if layout(now) != layout(then) {
 			return fmt.Sprintf("struct %s has other fields", now.Name), nil
 		}
 	}
 	return "", nil
+}
+
+// layout says where the fields of a type are, and what.
+func layout(t btf.Type) string {
+	switch t := btf.UnderlyingType(t).(type) {
+	case *btf.Struct:
+		var b strings.Builder
+		for _, m := range members(t.Members, 0) {
+			fmt.Fprintf(&b, "%s %d+%d %s;", m.Name, m.Offset, m.BitfieldSize, layout(m.Type))
+		}
+		return "{" + b.String() + "}"
+	case *btf.Array:
+		return fmt.Sprintf("%d of %s", t.Nelems, layout(t.Type))
+	case *btf.Int:
+		return fmt.Sprintf("%s %d", t.Encoding, t.Size)
+	default:
+		return fmt.Sprintf("%T %d", t, size(t))
+	}
 }
 
 // pinnedStruct is a struct as the type information of a map in the kernel has it;
@@ -100,15 +109,6 @@ func (c conversion) apply(old []byte) []byte {
 	return out
 }
 
-// invert makes the conversion back, to size bytes.
-func (c conversion) invert(size int) conversion {
-	back := conversion{size: size}
-	for _, s := range c.spans {
-		back.spans = append(back.spans, span{s.to, s.from, s.n})
-	}
-	return back
-}
-
 // convert makes the conversion from what is pinned, of size bytes, to typ; as a key it
 // must not lose a field, or two keys could become one.
 func convert(em *ebpf.Map, size int, typ btf.Type, newSize int, key bool) (conversion, error) {
@@ -134,10 +134,10 @@ var opaque = map[string]bool{"bpf_timer": true, "bpf_spin_lock": true}
 
 func (c *conversion) structs(then, now *btf.Struct, from, to int, key bool) error {
 	old := make(map[string]btf.Member)
-	for _, m := range then.Members {
+	for _, m := range members(then.Members, 0) {
 		old[m.Name] = m
 	}
-	for _, m := range now.Members {
+	for _, m := range members(now.Members, 0) {
 		was, ok := old[m.Name]
 		delete(old, m.Name)
 		if !ok || opaque[btf.UnderlyingType(m.Type).TypeName()] {
@@ -156,6 +156,19 @@ func (c *conversion) structs(then, now *btf.Struct, from, to int, key bool) erro
 		}
 	}
 	return nil
+}
+
+// members has those of unions without a name among the struct's own.
+func members(list []btf.Member, at btf.Bits) (flat []btf.Member) {
+	for _, m := range list {
+		m.Offset += at
+		if u, ok := m.Type.(*btf.Union); ok && m.Name == "" {
+			flat = append(flat, members(u.Members, m.Offset)...)
+		} else {
+			flat = append(flat, m)
+		}
+	}
+	return flat
 }
 
 func (c *conversion) value(then, now btf.Type, from, to int, key bool) error {

@@ -148,6 +148,14 @@ func openMaps(spec *ebpf.CollectionSpec, o Options) (m *Maps, changed []change, 
 			m.open[name] = em
 		}
 	}
+	if m.open[BPFMapSeeds] == nil && spec.Maps[BPFMapSeeds] != nil {
+		for _, name := range slices.Concat(listed, halfOpen) {
+			if em := m.open[name]; em != nil {
+				delete(m.open, name)
+				changed = append(changed, change{spec.Maps[name], em, "the seed of its digests is gone"})
+			}
+		}
+	}
 	slices.SortFunc(changed, func(a, b change) int { return strings.Compare(a.spec.Name, b.spec.Name) })
 	return m, changed, nil
 }
@@ -169,6 +177,9 @@ func (m *Maps) create(spec *ebpf.CollectionSpec) error {
 			return fmt.Errorf("map %s: %w", name, err)
 		}
 		m.open[name] = em
+	}
+	if seeds := m.open[BPFMapSeeds]; seeds != nil {
+		return drawSeed(seeds)
 	}
 	return nil
 }

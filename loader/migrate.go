@@ -48,7 +48,8 @@ type move struct {
 	change
 	now        *ebpf.Map
 	key, value conversion
-	empty      bool // nothing is copied
+	tuple      func(key []byte) BPFTuple // of a table of flows, if its values do not have it
+	empty      bool                      // nothing is copied
 }
 
 // The tables of flows. An established flow is in several at once: they are made anew
@@ -177,13 +178,26 @@ func (g *migration) established() (n int) {
 
 func (mv *move) conversions() (err error) {
 	ms := mv.spec
-	if mv.key, err = convert(mv.old, int(mv.old.KeySize()), ms.Key, int(ms.KeySize), true); err != nil {
+	if slices.Contains(listed[:2], ms.Name) || slices.Contains(halfOpen, ms.Name) {
+		if mv.tuple, err = keyTuple(mv.old); err != nil {
+			return fmt.Errorf("key: %w", err)
+		}
+	} else if mv.key, err = convert(mv.old, int(mv.old.KeySize()), ms.Key, int(ms.KeySize), true); err != nil {
 		return fmt.Errorf("key: %w", err)
 	}
 	if mv.value, err = convert(mv.old, int(mv.old.ValueSize()), ms.Value, int(ms.ValueSize), false); err != nil {
 		return fmt.Errorf("value: %w", err)
 	}
 	return nil
+}
+
+// flow is an entry of a table of flows.
+func (mv *move) flow(key, value []byte) *BPFFlow {
+	f := asFlow(mv.value.apply(value))
+	if mv.tuple != nil {
+		f.Tuple = mv.tuple(key)
+	}
+	return f
 }
 
 // copy fills the new maps; the programs in force do not know them.

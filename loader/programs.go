@@ -149,6 +149,13 @@ func loadSet(spec *ebpf.CollectionSpec, m *Maps, o Options, name string) (*Progr
 	if tails != nil {
 		open[BPFMapSlowPaths] = tails // programs that are attached may have it
 	}
+	if seeds := m.open[BPFMapSeeds]; seeds != nil {
+		seed, err := SeedOf(seeds)
+		if err != nil {
+			return nil, nil, err
+		}
+		seed.plant(spec)
+	}
 	loaded, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		MapReplacements: open,
 		Programs:        ebpf.ProgramOptions{LogLevel: o.Log},

@@ -15,21 +15,46 @@ import (
 // Flows are what the programs decided: two entries a flow, one a direction.
 // Half-open and established ones live in maps of their own, a pair a family.
 type Flows struct {
-	src           Source
-	flows4, half4 table[loader.BPFKey4, loader.BPFFlow]
-	flows6, half6 table[loader.BPFKey6, loader.BPFFlow]
-	sweepers      table[uint32, loader.BPFSweeper]
+	src      Source
+	flows4   flowTable
+	half4    flowTable
+	flows6   flowTable
+	half6    flowTable
+	sweepers table[uint32, loader.BPFSweeper]
 }
+
+// The keys are digests of tuples.
+type flowTable = table[uint64, loader.BPFFlow]
 
 func newFlows(src Source) *Flows {
 	return &Flows{
 		src:      src,
-		flows4:   table[loader.BPFKey4, loader.BPFFlow]{src, loader.BPFMapFlows4},
-		half4:    table[loader.BPFKey4, loader.BPFFlow]{src, loader.BPFMapHalf4},
-		flows6:   table[loader.BPFKey6, loader.BPFFlow]{src, loader.BPFMapFlows6},
-		half6:    table[loader.BPFKey6, loader.BPFFlow]{src, loader.BPFMapHalf6},
+		flows4:   flowTable{src, loader.BPFMapFlows4},
+		half4:    flowTable{src, loader.BPFMapHalf4},
+		flows6:   flowTable{src, loader.BPFMapFlows6},
+		half6:    flowTable{src, loader.BPFMapHalf6},
 		sweepers: table[uint32, loader.BPFSweeper]{src, loader.BPFMapSweepers},
 	}
+}
+
+// of gives the tables of k's family.
+func (t *Flows) of(k FlowKey) (established, halfOpen flowTable) {
+	if k.is4() {
+		return t.flows4, t.half4
+	}
+	return t.flows6, t.half6
+}
+
+func (t *Flows) digest(k FlowKey) (uint64, error) {
+	m, err := t.src.Map(loader.BPFMapSeeds)
+	if err != nil {
+		return 0, err
+	}
+	seed, err := loader.SeedOf(m)
+	if err != nil {
+		return 0, err
+	}
+	return seed.Digest(k.wire()), nil
 }
 
 // Zones other than these are the ifindex of an endpoint's device, or of a bridge.
@@ -93,22 +118,13 @@ func (t *Flows) Each(f func(Flow) error) error {
 	if err != nil {
 		return err
 	}
-	each4 := func(established bool) func(loader.BPFKey4, loader.BPFFlow) error {
-		return func(k loader.BPFKey4, w loader.BPFFlow) error { return f(fromFlow(fromKey4(k), w, established, now)) }
+	for table, established := range map[flowTable]bool{t.flows4: true, t.half4: false, t.flows6: true, t.half6: false} {
+		err := table.each(func(_ uint64, w loader.BPFFlow) error { return f(fromFlow(w, established, now)) })
+		if err != nil {
+			return err
+		}
 	}
-	each6 := func(established bool) func(loader.BPFKey6, loader.BPFFlow) error {
-		return func(k loader.BPFKey6, w loader.BPFFlow) error { return f(fromFlow(fromKey6(k), w, established, now)) }
-	}
-	if err := t.flows4.each(each4(true)); err != nil {
-		return err
-	}
-	if err := t.half4.each(each4(false)); err != nil {
-		return err
-	}
-	if err := t.flows6.each(each6(true)); err != nil {
-		return err
-	}
-	return t.half6.each(each6(false))
+	return nil
 }
 
 // Get finds an entry in the table of established flows, else among the half-open.
@@ -117,20 +133,19 @@ func (t *Flows) Get(k FlowKey) (f Flow, ok bool, err error) {
 	if err != nil {
 		return f, false, err
 	}
-	var w loader.BPFFlow
-	for _, established := range []bool{true, false} {
-		switch is4 := k.is4(); {
-		case is4 && established:
-			w, ok, err = t.flows4.get(k.wire4())
-		case is4:
-			w, ok, err = t.half4.get(k.wire4())
-		case established:
-			w, ok, err = t.flows6.get(k.wire6())
-		default:
-			w, ok, err = t.half6.get(k.wire6())
+	digest, err := t.digest(k)
+	if err != nil {
+		return f, false, err
+	}
+	tuple := k.wire()
+	established, halfOpen := t.of(k)
+	for _, table := range []flowTable{established, halfOpen} {
+		w, ok, err := table.get(digest)
+		if err != nil {
+			return f, false, err
 		}
-		if err != nil || ok {
-			return fromFlow(k, w, established, now), ok, err
+		if ok && w.Tuple == tuple {
+			return fromFlow(w, table == established, now), true, nil
 		}
 	}
 	return f, false, nil
@@ -139,10 +154,12 @@ func (t *Flows) Get(k FlowKey) (f Flow, ok bool, err error) {
 // Delete removes one direction, wherever it is. Missing is fine. To end a flow,
 // delete its key and its Twin.
 func (t *Flows) Delete(k FlowKey) error {
-	if k.is4() {
-		return errors.Join(t.flows4.del(k.wire4()), t.half4.del(k.wire4()))
+	digest, err := t.digest(k)
+	if err != nil {
+		return err
 	}
-	return errors.Join(t.flows6.del(k.wire6()), t.half6.del(k.wire6()))
+	established, halfOpen := t.of(k)
+	return errors.Join(established.del(digest), halfOpen.del(digest))
 }
 
 // Sweep is the state of the sweep of expired flows.
@@ -167,9 +184,9 @@ func (t *Flows) Sweep() (Sweep, error) {
 	return Sweep{Used4: used(w.Used4), Used6: used(w.Used6), Armed: w.Armed != 0, Since: since(now, uint32(w.Last))}, nil
 }
 
-func fromFlow(k FlowKey, w loader.BPFFlow, established bool, now uint32) Flow {
+func fromFlow(w loader.BPFFlow, established bool, now uint32) Flow {
 	return Flow{
-		Key: k, Established: established,
+		Key: fromTuple(w.Tuple), Established: established,
 		Kind: FlowKind(w.Kind), State: FlowState(w.State), Verdict: Verdict(w.Verdict), Flags: w.Flags,
 		Packets: w.Packets, Bytes: w.Bytes,
 		Idle: since(now, w.Seen), Timeout: time.Duration(w.Timeout) * tick,
@@ -185,31 +202,25 @@ func fromFlow(k FlowKey, w loader.BPFFlow, established bool, now uint32) Flow {
 
 func (k FlowKey) is4() bool { return k.Src.Addr().Is4() && k.Dst.Addr().Is4() }
 
-func (k FlowKey) wire4() loader.BPFKey4 {
-	return loader.BPFKey4{
-		Saddr: toBE32(k.Src.Addr()), Daddr: toBE32(k.Dst.Addr()),
-		Sport: toBE16(k.Src.Port()), Dport: toBE16(k.Dst.Port()), Zone: k.Zone, Proto: uint8(k.Proto),
-	}
-}
-
-func (k FlowKey) wire6() loader.BPFKey6 {
-	return loader.BPFKey6{
+func (k FlowKey) wire() loader.BPFTuple {
+	t := loader.BPFTuple{
 		Saddr: toAddr(k.Src.Addr()), Daddr: toAddr(k.Dst.Addr()),
-		Sport: toBE16(k.Src.Port()), Dport: toBE16(k.Dst.Port()), Zone: k.Zone, Proto: uint8(k.Proto),
+		Sport: toBE16(k.Src.Port()), Dport: toBE16(k.Dst.Port()), Zone: k.Zone, Proto: uint8(k.Proto), Family: 6,
 	}
+	if k.is4() {
+		t.Family = 4
+	}
+	return t
 }
 
-func fromKey4(w loader.BPFKey4) FlowKey {
-	return FlowKey{
-		Src: netip.AddrPortFrom(fromBE32(w.Saddr), fromBE16(w.Sport)),
-		Dst: netip.AddrPortFrom(fromBE32(w.Daddr), fromBE16(w.Dport)), Zone: w.Zone, Proto: Proto(w.Proto),
+func fromTuple(w loader.BPFTuple) FlowKey {
+	src, dst := rawAddr(w.Saddr), rawAddr(w.Daddr)
+	if w.Family == 4 {
+		src, dst = src.Unmap(), dst.Unmap()
 	}
-}
-
-func fromKey6(w loader.BPFKey6) FlowKey {
 	return FlowKey{
-		Src: netip.AddrPortFrom(rawAddr(w.Saddr), fromBE16(w.Sport)),
-		Dst: netip.AddrPortFrom(rawAddr(w.Daddr), fromBE16(w.Dport)), Zone: w.Zone, Proto: Proto(w.Proto),
+		Src: netip.AddrPortFrom(src, fromBE16(w.Sport)), Dst: netip.AddrPortFrom(dst, fromBE16(w.Dport)),
+		Zone: w.Zone, Proto: Proto(w.Proto),
 	}
 }
 

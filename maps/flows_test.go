@@ -8,33 +8,26 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/bpfnet/bpfnet/loader"
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 )
 
-// put4 enters a flow as the programs do: key and value byte by byte.
-func put4(t *testing.T, m *ebpf.Map, src, dst netip.AddrPort, zone uint32, proto Proto, f loader.BPFFlow) {
-	t.Helper()
-	s, d := src.Addr().As4(), dst.Addr().As4()
-	key := append(s[:], d[:]...)
-	key = binary.BigEndian.AppendUint16(key, src.Port())
-	key = binary.BigEndian.AppendUint16(key, dst.Port())
-	key = binary.NativeEndian.AppendUint32(key, zone)
-	key = append(key, byte(proto), 0, 0, 0, 0, 0, 0, 0)
-	require.NoError(t, m.Put(key, &f))
-}
-
-func put6(t *testing.T, m *ebpf.Map, src, dst netip.AddrPort, zone uint32, proto Proto, f loader.BPFFlow) {
+// put enters a flow as the programs do, its tuple byte by byte.
+func put(t *testing.T, f *Flows, name string, src, dst netip.AddrPort, zone uint32, proto Proto, w loader.BPFFlow) {
 	t.Helper()
 	s, d := src.Addr().As16(), dst.Addr().As16()
-	key := append(s[:], d[:]...)
-	key = binary.BigEndian.AppendUint16(key, src.Port())
-	key = binary.BigEndian.AppendUint16(key, dst.Port())
-	key = binary.NativeEndian.AppendUint32(key, zone)
-	key = append(key, byte(proto), 0, 0, 0, 0, 0, 0, 0)
-	require.NoError(t, m.Put(key, &f))
+	tuple := append(s[:], d[:]...)
+	tuple = binary.BigEndian.AppendUint16(tuple, src.Port())
+	tuple = binary.BigEndian.AppendUint16(tuple, dst.Port())
+	tuple = binary.NativeEndian.AppendUint32(tuple, zone)
+	tuple = append(tuple, byte(proto), name[len(name)-1]-'0', 0, 0)
+	w.Tuple = *(*loader.BPFTuple)(unsafe.Pointer(&tuple[0]))
+	seed, err := loader.SeedOf(flowMap(t, f, loader.BPFMapSeeds))
+	require.NoError(t, err)
+	require.NoError(t, flowMap(t, f, name).Put(seed.Digest(w.Tuple), &w))
 }
 
 func flowMap(t *testing.T, f *Flows, name string) *ebpf.Map {
@@ -63,7 +56,7 @@ func TestFlows(t *testing.T) {
 		Src: loader.BPFRef{}, Dst: loader.BPFRef{Id: 5, Gen: 2}, Rule: loader.BPFRef{Id: 5000, Gen: 1},
 		Saddr: toAddr(client.Addr()), Daddr: toAddr(server.Addr()), ZoneTwin: 7, Slot: 3, Owner: 5,
 	}
-	put4(t, flowMap(t, f, "flows4"), client, host, ZoneWorld, TCP, w)
+	put(t, f, "flows4", client, host, ZoneWorld, TCP, w)
 
 	list := collect(t, f)
 	require.Len(t, list, 1)
@@ -100,10 +93,10 @@ func TestFlowsIPv6(t *testing.T) {
 		Sport: toBE16(40000), Dport: toBE16(5353), Saddr: toAddr(client.Addr()), Daddr: toAddr(server.Addr()),
 		Nexthop: toAddr(ip("fe80::1")), Flags: uint8(loader.BPFFlowFlagsFLOW_REPLY),
 	}
-	put6(t, flowMap(t, f, "half6"), client, host, ZoneWorld, UDP, w)
+	put(t, f, "half6", client, host, ZoneWorld, UDP, w)
 	// [::1] to an IPv4-only container: the twin is an IPv4 flow.
 	w4 := loader.BPFFlow{Sport: toBE16(40001), Dport: toBE16(80), Saddr: toAddr(ip("10.9.0.1")), Daddr: toAddr(ip("10.9.0.2")), ZoneTwin: 9}
-	put6(t, flowMap(t, f, "flows6"), addrPort("[::1]:40001"), addrPort("[::1]:8080"), ZoneLo, TCP, w4)
+	put(t, f, "flows6", addrPort("[::1]:40001"), addrPort("[::1]:8080"), ZoneLo, TCP, w4)
 
 	by := make(map[Proto]Flow)
 	for _, flow := range collect(t, f) {
@@ -128,15 +121,14 @@ func TestFlowsMany(t *testing.T) {
 	tables := newTables(t)
 	f := tables.Flows
 	const n = 2000
-	m := flowMap(t, f, "flows4")
 	for i := range n {
 		src := netip.AddrPortFrom(ip("198.51.100.7"), uint16(1000+i))
-		put4(t, m, src, addrPort("192.0.2.1:80"), ZoneWorld, TCP, loader.BPFFlow{Packets: uint64(i)})
+		put(t, f, "flows4", src, addrPort("192.0.2.1:80"), ZoneWorld, TCP, loader.BPFFlow{Packets: uint64(i)})
 	}
 	half := n / 4 // an LRU gives entries up before it is full
 	for i := range half {
 		src := netip.AddrPortFrom(ip("198.51.100.8"), uint16(1000+i))
-		put4(t, flowMap(t, f, "half4"), src, addrPort("192.0.2.1:80"), ZoneWorld, TCP, loader.BPFFlow{Packets: uint64(n + i)})
+		put(t, f, "half4", src, addrPort("192.0.2.1:80"), ZoneWorld, TCP, loader.BPFFlow{Packets: uint64(n + i)})
 	}
 	seen := make(map[uint64]bool)
 	for _, flow := range collect(t, f) {

@@ -42,17 +42,6 @@ func rawAddr(b loader.BPFAddr) netip.Addr {
 	return netip.AddrFrom16(raw)
 }
 
-func toBE32(a netip.Addr) uint32 {
-	raw := a.As4()
-	return binary.NativeEndian.Uint32(raw[:])
-}
-
-func fromBE32(v uint32) netip.Addr {
-	var raw [4]byte
-	binary.NativeEndian.PutUint32(raw[:], v)
-	return netip.AddrFrom4(raw)
-}
-
 func toBE16(v uint16) uint16 {
 	var raw [2]byte
 	binary.BigEndian.PutUint16(raw[:], v)

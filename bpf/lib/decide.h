@@ -192,10 +192,12 @@ __noinline int enter(struct scratch *s, __u32 owner)
 	twin_of(&s->twin, &s->tuple, f);
 	seal(f, &s->tuple);
 	seal(r, &s->twin);
+	f->tuple = s->tuple;
+	r->tuple = s->twin;
 	err = flow_reserve(same);
 	if (err)
 		return err == -17 ? REASON_NO_PORT : table_full(s->twin.family);
-	if (put_half_open(&s->tuple, f, BPF_NOEXIST)) {
+	if (put_half_open(f, BPF_NOEXIST)) {
 		/* Another CPU decided on a packet of the same flow: its decision holds. */
 		struct flow *other = find(&s->tuple);
 

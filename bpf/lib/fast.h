@@ -37,6 +37,12 @@ static __always_inline bool fast_too_big(struct __sk_buff *skb, __u32 l3, __u32 
 	       too_big(skb, l3, l4 - l3 + (tcp->doff >> 4) * 4, mtu);
 }
 
+/* Not zero where they differ; without a branch. */
+static __always_inline __u64 addr_differs(const struct addr *a, const struct addr *b)
+{
+	return (((dword *)a)[0] ^ ((dword *)b)[0]) | (((dword *)a)[1] ^ ((dword *)b)[1]);
+}
+
 /* verdict, state, flags and kind as one word: established, and of one family. Ports
  * are moved as one, too. */
 _Static_assert(__builtin_offsetof(struct flow, kind) == __builtin_offsetof(struct flow, verdict) + 3 &&
@@ -74,9 +80,10 @@ static __always_inline bool fast4(struct __sk_buff *skb, void *data, void *end, 
 	struct ethhdr *eth = data;
 	struct iphdr *ip = data + l2_of(hook);
 	void *l4 = data + l2_of(hook) + sizeof(*ip);
-	struct key4 key;
+	__u32 ports, kind;
 	__u16 *check;
 	struct flow *f;
+	__u64 key;
 
 	if (unlikely(l4 + sizeof(struct udphdr) > end))
 		return false;
@@ -85,15 +92,16 @@ static __always_inline bool fast4(struct __sk_buff *skb, void *data, void *end, 
 	check = plain_transport(l4, end, ip->protocol);
 	if (!check)
 		return false;
-	key.saddr = ip->saddr;
-	key.daddr = ip->daddr;
-	*(word *)&key.sport = *(word *)l4;
-	key.zone = zone;
-	*(dword *)&key.proto = ip->protocol; /* and the padding: little-endian */
+	ports = *(word *)l4;
+	kind = ip->protocol | 4 << 8;
+	key = digest4(ip->saddr, ip->daddr, ports, zone, kind);
 	f = bpf_map_lookup_elem(&flows4, &key);
 	if (!f)
 		return false;
-	if (fast_too_big(skb, l2_of(hook), l2_of(hook) + sizeof(*ip), key.proto, f->mtu))
+	if (unlikely((f->tuple.saddr.w[3] ^ ip->saddr) | (f->tuple.daddr.w[3] ^ ip->daddr) |
+		     (*(word *)&f->tuple.sport ^ ports) | (f->tuple.zone ^ zone) | (*(half *)&f->tuple.proto ^ kind)))
+		return false;
+	if (fast_too_big(skb, l2_of(hook), l2_of(hook) + sizeof(*ip), kind, f->mtu))
 		return false;
 	if (!flow_usable(skb, eth, f, hook, &ip->ttl))
 		return false;
@@ -113,9 +121,10 @@ static __always_inline bool fast6(struct __sk_buff *skb, void *data, void *end, 
 	struct ethhdr *eth = data;
 	struct ipv6hdr *ip = data + l2_of(hook);
 	void *l4 = data + l2_of(hook) + sizeof(*ip);
-	struct key6 key;
+	__u32 ports, kind;
 	__u16 *check;
 	struct flow *f;
+	__u64 key;
 	__u8 summed;
 
 	if (unlikely(l4 + sizeof(struct udphdr) > end))
@@ -123,15 +132,16 @@ static __always_inline bool fast6(struct __sk_buff *skb, void *data, void *end, 
 	check = plain_transport(l4, end, ip->nexthdr);
 	if (!check)
 		return false;
-	addr_copy(&key.saddr, &ip->saddr);
-	addr_copy(&key.daddr, &ip->daddr);
-	*(word *)&key.sport = *(word *)l4;
-	key.zone = zone;
-	*(dword *)&key.proto = ip->nexthdr; /* and the padding: little-endian */
+	ports = *(word *)l4;
+	kind = ip->nexthdr | 6 << 8;
+	key = digest6(&ip->saddr, &ip->daddr, ports, zone, kind);
 	f = bpf_map_lookup_elem(&flows6, &key);
 	if (!f)
 		return false;
-	if (fast_too_big(skb, l2_of(hook), l2_of(hook) + sizeof(*ip), key.proto, f->mtu))
+	if (unlikely(addr_differs(&f->tuple.saddr, &ip->saddr) | addr_differs(&f->tuple.daddr, &ip->daddr) |
+		     (*(word *)&f->tuple.sport ^ ports) | (f->tuple.zone ^ zone) | (*(half *)&f->tuple.proto ^ kind)))
+		return false;
+	if (fast_too_big(skb, l2_of(hook), l2_of(hook) + sizeof(*ip), kind, f->mtu))
 		return false;
 	if (!flow_usable(skb, eth, f, hook, &ip->hop_limit))
 		return false;

@@ -157,10 +157,7 @@ static __noinline bool slot_take(const struct tuple *t, const struct flow *f, __
 	slot = bpf_map_lookup_elem(&slots, &i);
 	if (!slot)
 		return false;
-	if (t->family == 4)
-		key4_of((struct key4 *)&slot->key, t);
-	else
-		key6_of(&slot->key, t);
+	slot->digest = digest(t);
 	slot->owner = owner_of(f);
 	slot->missing = 0;
 	slot->family = (slot->family & ~SLOT_FAMILY) + t->family;
@@ -216,8 +213,9 @@ static __noinline void flow_retire(struct tuple *t, struct flow *f, struct tuple
 	s->flow.flags &= ~FLOW_LISTED;
 	s->reply.flags &= ~FLOW_LISTED;
 	s->flow.state = s->reply.state = FLOW_CLOSING;
-	put_half_open(t, &s->flow, BPF_ANY);
-	put_half_open(twin, &s->reply, BPF_ANY);
+	s->flow.expect = s->reply.expect = 0;
+	put_half_open(&s->flow, BPF_ANY);
+	put_half_open(&s->reply, BPF_ANY);
 	/* f and other may be freed by others from here on, but not reused before
 	 * the end of this program (RCU). */
 	flow_unlist(t, f, twin);
@@ -228,7 +226,7 @@ static __noinline void flow_retire(struct tuple *t, struct flow *f, struct tuple
 static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tuple *twin)
 {
 	struct flow *other = find_half_open(twin);
-	__u32 owner = f->owner, index = 0;
+	__u32 owner = f->owner, expect = f->expect, index = 0;
 	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner);
 	struct config *c = config();
 	__u8 proto = t->proto;
@@ -248,9 +246,9 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 	f->flags |= FLOW_LISTED;
 	other->flags |= FLOW_LISTED;
 	/* The reply first: who finds the initiator's entry finds both. */
-	err = put_established(twin, other);
+	err = put_established(other);
 	if (!err) {
-		err = put_established(t, f);
+		err = put_established(f);
 		if (!err) {
 			delete_half_open(t);
 			delete_half_open(twin);
@@ -264,19 +262,21 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 		count(t->family == 4 ? COUNTER_FULL_FLOWS4 : COUNTER_FULL_FLOWS6);
 	f->flags &= ~FLOW_LISTED;
 	other->flags &= ~FLOW_LISTED;
+	f->expect = expect;
+	other->expect = 0;
 	f->state = other->state = FLOW_ANSWERED;
 	struct slot *slot = bpf_map_lookup_elem(&slots, &index);
 	if (slot)
 		slot_free(index, slot->family);
 }
 
-/* Enters s->flow under s->tuple and s->reply under s->twin, half-open. The
- * reply's tuple is the reservation: -EEXIST when somebody has it. */
+/* Enters s->reply, half-open: its tuple, s->twin, is the reservation of a port. -EEXIST
+ * when somebody has it. */
 static __always_inline long flow_reserve(struct scratch *s)
 {
 	long err;
 
-	err = put_half_open(&s->twin, &s->reply, BPF_NOEXIST);
+	err = put_half_open(&s->reply, BPF_NOEXIST);
 	if (err)
 		return err;
 	if (find_established(&s->twin)) {

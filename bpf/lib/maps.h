@@ -14,13 +14,14 @@
 
 #define PINNED __uint(pinning, LIBBPF_PIN_BY_NAME)
 
-/* Established flows, two entries each. Written by the programs; the slots and
- * the quotas bound them. Full: a new flow stays half-open, a live one is never lost. */
+/* Established flows, two entries each, by the digests of their tuples. Written by the
+ * programs; the slots and the quotas bound them. Full: a new flow stays half-open, a live one
+ * is never lost. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 2 * MAX_FLOWS);
 	__uint(map_flags, BPF_F_NO_PREALLOC_);
-	__type(key, struct key4);
+	__type(key, __u64);
 	__type(value, struct flow);
 	PINNED;
 } flows4 SEC(".maps");
@@ -29,7 +30,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 2 * MAX_FLOWS);
 	__uint(map_flags, BPF_F_NO_PREALLOC_);
-	__type(key, struct key6);
+	__type(key, __u64);
 	__type(value, struct flow);
 	PINNED;
 } flows6 SEC(".maps");
@@ -38,7 +39,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MAX_HALF_OPEN);
-	__type(key, struct key4);
+	__type(key, __u64);
 	__type(value, struct flow);
 	PINNED;
 } half4 SEC(".maps");
@@ -46,7 +47,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MAX_HALF_OPEN);
-	__type(key, struct key6);
+	__type(key, __u64);
 	__type(value, struct flow);
 	PINNED;
 } half6 SEC(".maps");
@@ -250,6 +251,15 @@ struct {
 	__type(value, struct clock);
 	PINNED;
 } clocks SEC(".maps");
+
+/* What digests are made with, for who loads programs or looks flows up. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct seed);
+	PINNED;
+} seeds SEC(".maps");
 
 /* Drops by device and reason. Full: the longest unused goes. */
 struct {

@@ -126,7 +126,7 @@ enum packet_kind {
 struct packet {
 	struct addr saddr;
 	struct addr daddr;
-	__be16 sport;			/* see struct key4 */
+	__be16 sport;			/* see struct tuple */
 	__be16 dport;
 	__u32 zone;
 	__u32 len;			/* from the IP header on, as the device gave it */
@@ -148,18 +148,6 @@ struct packet {
 	__u8 dst_mac[6];		/* zero where there is none */
 	__u8 src_mac[6];
 	__u8 refused;			/* an error about it is sent in its place */
-};
-
-/* One direction of a flow, family-blind: what key4 and key6 are made from. */
-struct tuple {
-	struct addr saddr;
-	struct addr daddr;
-	__be16 sport;
-	__be16 dport;
-	__u32 zone;
-	__u8 proto;
-	__u8 family;
-	__u8 pad[2];
 };
 
 #define V4_MAPPED bpf_htonl(0xffff)

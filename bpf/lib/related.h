@@ -56,7 +56,7 @@ static __always_inline bool quoted_transport(struct __sk_buff *skb, struct quote
 		if ((q->tuple.proto == IPPROTO_ICMP) != (q->tuple.family == 4))
 			return false;
 		q->check = q->l4 + 2;
-		/* Mirrored: a request is answered by a reply (struct key4). */
+		/* Mirrored: a request is answered by a reply (struct tuple). */
 		if ((h[0] & bpf_htons(0xff00)) == bpf_htons((q->tuple.family == 4 ? ICMP_ECHO : ICMPV6_ECHO) << 8))
 			q->tuple.dport = h[2];
 		else if ((h[0] & bpf_htons(0xff00)) ==

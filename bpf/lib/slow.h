@@ -219,7 +219,8 @@ static __noinline void remember_local(struct scratch *s)
 	taken = p->proto == IPPROTO_UDP ? NULL : find(&s->twin);
 	if (taken && taken->kind != FLOW_LOCAL)
 		flow_end(&s->twin, taken, &other);
-	put_half_open(&s->twin, f, BPF_ANY);
+	f->tuple = s->twin;
+	put_half_open(f, BPF_ANY);
 }
 
 #endif

@@ -1,58 +1,33 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The tables of flows, family-blind: by tuples. */
+/*
+ * The tables of flows, family-blind: by tuples. A flow of another tuple that has the same
+ * digest is in its way as if it had the tuple, and never found by it.
+ */
 #ifndef BPFNET_TABLE_H
 #define BPFNET_TABLE_H
 
-#include "scratch.h"
+#include "digest.h"
 
-static __always_inline void key4_of(struct key4 *key, const struct tuple *t)
+static __always_inline bool tuple_equal(const struct tuple *a, const struct tuple *b)
 {
-	key->saddr = t->saddr.w[3];
-	key->daddr = t->daddr.w[3];
-	key->sport = t->sport;
-	key->dport = t->dport;
-	key->zone = t->zone;
-	*(dword *)&key->proto = t->proto; /* and the padding: little-endian */
+	return addr_equal(&a->saddr, &b->saddr) && addr_equal(&a->daddr, &b->daddr) && a->sport == b->sport &&
+	       a->dport == b->dport && a->zone == b->zone && a->proto == b->proto && a->family == b->family;
 }
 
-static __always_inline void key6_of(struct key6 *key, const struct tuple *t)
+static __always_inline struct flow *find_established(const struct tuple *t)
 {
-	key->saddr = t->saddr;
-	key->daddr = t->daddr;
-	key->sport = t->sport;
-	key->dport = t->dport;
-	key->zone = t->zone;
-	*(dword *)&key->proto = t->proto; /* and the padding: little-endian */
+	__u64 key = digest(t);
+	struct flow *f = t->family == 4 ? bpf_map_lookup_elem(&flows4, &key) : bpf_map_lookup_elem(&flows6, &key);
+
+	return f && tuple_equal(&f->tuple, t) ? f : NULL;
 }
 
-static __noinline struct flow *find_established(const struct tuple *t)
+static __always_inline struct flow *find_half_open(const struct tuple *t)
 {
-	if (t->family == 4) {
-		struct key4 key;
+	__u64 key = digest(t);
+	struct flow *f = t->family == 4 ? bpf_map_lookup_elem(&half4, &key) : bpf_map_lookup_elem(&half6, &key);
 
-		key4_of(&key, t);
-		return bpf_map_lookup_elem(&flows4, &key);
-	} else {
-		struct key6 key;
-
-		key6_of(&key, t);
-		return bpf_map_lookup_elem(&flows6, &key);
-	}
-}
-
-static __noinline struct flow *find_half_open(const struct tuple *t)
-{
-	if (t->family == 4) {
-		struct key4 key;
-
-		key4_of(&key, t);
-		return bpf_map_lookup_elem(&half4, &key);
-	} else {
-		struct key6 key;
-
-		key6_of(&key, t);
-		return bpf_map_lookup_elem(&half6, &key);
-	}
+	return f && tuple_equal(&f->tuple, t) ? f : NULL;
 }
 
 static __always_inline struct flow *find(const struct tuple *t)
@@ -62,64 +37,34 @@ static __always_inline struct flow *find(const struct tuple *t)
 	return f ? f : find_half_open(t);
 }
 
-static __noinline long put_established(const struct tuple *t, const struct flow *f)
+static __always_inline long put_established(const struct flow *f)
 {
-	if (t->family == 4) {
-		struct key4 key;
+	__u64 key = digest(&f->tuple);
 
-		key4_of(&key, t);
-		return bpf_map_update_elem(&flows4, &key, f, BPF_NOEXIST);
-	} else {
-		struct key6 key;
-
-		key6_of(&key, t);
-		return bpf_map_update_elem(&flows6, &key, f, BPF_NOEXIST);
-	}
+	return f->tuple.family == 4 ? bpf_map_update_elem(&flows4, &key, f, BPF_NOEXIST) :
+				      bpf_map_update_elem(&flows6, &key, f, BPF_NOEXIST);
 }
 
-static __noinline long put_half_open(const struct tuple *t, const struct flow *f, __u64 flags)
+static __always_inline long put_half_open(const struct flow *f, __u64 flags)
 {
-	if (t->family == 4) {
-		struct key4 key;
+	__u64 key = digest(&f->tuple);
 
-		key4_of(&key, t);
-		return bpf_map_update_elem(&half4, &key, f, flags);
-	} else {
-		struct key6 key;
-
-		key6_of(&key, t);
-		return bpf_map_update_elem(&half6, &key, f, flags);
-	}
+	return f->tuple.family == 4 ? bpf_map_update_elem(&half4, &key, f, flags) :
+				      bpf_map_update_elem(&half6, &key, f, flags);
 }
 
-static __noinline long delete_established(const struct tuple *t)
+static __always_inline long delete_established(const struct tuple *t)
 {
-	if (t->family == 4) {
-		struct key4 key;
+	__u64 key = digest(t);
 
-		key4_of(&key, t);
-		return bpf_map_delete_elem(&flows4, &key);
-	} else {
-		struct key6 key;
-
-		key6_of(&key, t);
-		return bpf_map_delete_elem(&flows6, &key);
-	}
+	return t->family == 4 ? bpf_map_delete_elem(&flows4, &key) : bpf_map_delete_elem(&flows6, &key);
 }
 
-static __noinline long delete_half_open(const struct tuple *t)
+static __always_inline long delete_half_open(const struct tuple *t)
 {
-	if (t->family == 4) {
-		struct key4 key;
+	__u64 key = digest(t);
 
-		key4_of(&key, t);
-		return bpf_map_delete_elem(&half4, &key);
-	} else {
-		struct key6 key;
-
-		key6_of(&key, t);
-		return bpf_map_delete_elem(&half6, &key);
-	}
+	return t->family == 4 ? bpf_map_delete_elem(&half4, &key) : bpf_map_delete_elem(&half6, &key);
 }
 
 static __always_inline void tuple_of(struct tuple *t, const struct packet *p)
@@ -145,12 +90,6 @@ static __always_inline void twin_of(struct tuple *twin, const struct tuple *t, c
 	twin->proto = t->proto;
 	twin->family = f->flags & FLOW_TO_IPV4 ? 4 : f->flags & FLOW_TO_IPV6 ? 6 : t->family;
 	twin->pad[0] = twin->pad[1] = 0;
-}
-
-static __always_inline bool tuple_equal(const struct tuple *a, const struct tuple *b)
-{
-	return addr_equal(&a->saddr, &b->saddr) && addr_equal(&a->daddr, &b->daddr) && a->sport == b->sport &&
-	       a->dport == b->dport && a->zone == b->zone && a->proto == b->proto && a->family == b->family;
 }
 
 #endif

@@ -4,8 +4,8 @@
  * them into loader's types; package maps is the only place that fills them.
  *
  * Addresses: struct addr is 16 bytes in network order; IPv4 is written
- * v4-mapped (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2), so that every table off
- * the fast path serves both families. The flow keys, which are on it, do not.
+ * v4-mapped (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2), so that one table serves
+ * both families.
  *
  * Time: a tick is 2^30 ns (1.07 s) of the coarse monotonic clock. The sweep's timer
  * and the slow path keep it in struct clock; asking the kernel costs an established
@@ -25,6 +25,8 @@ enum limits {
 	MAX_MEMBERS = 1024,		/* endpoints that one broadcast reaches */
 	MAX_PORT_RANGES = 8,		/* ranges of the masquerade pool */
 	MAX_HOPS = 16,			/* of one route; a hop with weight counts several times */
+	SEED_WORDS = 12,
+	SEED = 0x5eed0000,		/* and the next: the object's seed, in whose place the loader puts a host's */
 	PORTS = 65536,
 	RULE_HOST_PORTS = 131071,	/* its generation counts publications made and ended */
 };
@@ -46,6 +48,12 @@ struct clock {
 	__u32 tick;			/* now, at most a tenth of a second late */
 };
 
+/* The secret of digests: drawn when a host's tables of flows are made, and part of the programs
+ * that use them. In a table it would be one more miss of an established packet. */
+struct seed {
+	__u32 words[12];		/* SEED_WORDS */
+};
+
 /* An object and the generation of it that a decision was based on. Id 0 always
  * has generation 0: "depends on nothing". */
 struct ref {
@@ -54,25 +62,17 @@ struct ref {
 };
 
 /* One direction of a flow, as the packet looks when it arrives. ICMP queries
- * put their identifier into sport (request) or dport (reply). */
-struct key4 {
-	__be32 saddr;
-	__be32 daddr;
-	__be16 sport;
-	__be16 dport;
-	__u32 zone;
-	__u8 proto;
-	__u8 pad[7];			/* the kernel compares keys by 8 bytes, what is left by one */
-};
-
-struct key6 {
+ * put their identifier into sport (request) or dport (reply). The tables of flows have
+ * its digest for a key (digest.h). */
+struct tuple {
 	struct addr saddr;
 	struct addr daddr;
 	__be16 sport;
 	__be16 dport;
 	__u32 zone;
 	__u8 proto;
-	__u8 pad[7];			/* the kernel compares keys by 8 bytes, what is left by one */
+	__u8 family;			/* 4 or 6 */
+	__u8 pad[2];
 };
 
 /* How the packet leaves. */
@@ -115,13 +115,15 @@ enum flow_flags {
 
 /*
  * Everything that the next packet of one direction needs. The order is that of
- * use: an established packet touches the first 112 bytes and no other table. They are
- * two cache lines of an IPv4 entry; an IPv6 entry just fits into 256 bytes.
+ * use: an established packet touches the first 160 bytes and no other table. With the
+ * kernel's part in front it is 256 bytes, of which each of these lines begins one
+ * (kernel/bpf/memalloc.c puts 8 bytes in front of the 56 of kernel/bpf/hashtab.c).
  *
  * epoch is that of the last time that the references were compared. While no
  * object has changed since, they need not be compared again.
  */
 struct flow {
+	struct tuple tuple;		/* as it arrives: digests can be equal */
 	__u32 epoch;
 	__u32 seen;			/* tick of the last packet, written once a tick */
 	__u16 timeout;			/* ticks */
@@ -131,24 +133,28 @@ struct flow {
 	__u8 flags;			/* enum flow_flags */
 	__u8 kind;			/* enum flow_kind */
 	__u32 ifindex;			/* of the way out */
+					/* 64 */
 	__u16 ip_delta;			/* checksum deltas, RFC 1624: IPv4 header, */
 	__u16 addr_delta;		/* pseudo header, */
 	__u16 port_delta;		/* ports */
 	__u8 sender[6];			/* MAC of the container that sends */
+	__be16 sport;			/* after translation: ports */
+	__be16 dport;
 	__u64 packets;
 	__u64 bytes;			/* as seen on the hook, link-layer header included */
-	__be16 sport;			/* the tuple after translation */
-	__be16 dport;
-	struct addr saddr;
+	struct addr saddr;		/* and its addresses */
 	struct addr daddr;
+					/* 128 */
 	__u8 macs[12];			/* destination, source: for VERDICT_PEER, _EGRESS, _HOST */
-	struct addr nexthop;		/* for VERDICT_UPLINK */
 	__u32 zone_twin;		/* zone in which the other direction arrives */
+	struct addr nexthop;		/* for VERDICT_UPLINK */
 	struct ref src;			/* endpoint that sends, */
 	struct ref dst;			/* endpoint that receives, */
 	struct ref rule;		/* what allowed it: network, publication or link */
-	__u32 expect;			/* TCP half-open: acknowledgement that proves the initiator (host order) */
-	__u32 slot;			/* of the sweep's list, once FLOW_LISTED */
+	union {
+		__u32 slot;		/* of the sweep's list, once FLOW_LISTED; before that */
+		__u32 expect;		/* of TCP: acknowledgement that proves the initiator (host order) */
+	};
 	__u32 owner;			/* endpoint whose quota this flow counts in */
 };
 
@@ -384,9 +390,9 @@ enum counter {
 	COUNTER_COUNT,
 };
 
-/* A slot of the sweep's list: the initiator's key of an established flow. */
+/* A slot of the sweep's list: the initiator's direction of an established flow. */
 struct slot {
-	struct key6 key;		/* key4 in its first bytes when family is 4 */
+	__u64 digest;			/* of its tuple */
 	__u32 family;			/* 4, 6; 0: free */
 	struct ref owner;		/* endpoint whose quota the flow counts in */
 	__u32 missing;			/* the sweep found no such flow, once */

@@ -31,7 +31,7 @@ var (
 		{"lib/types.h", "	__u32 missing;			/* the sweep", "	__u32 novel;\n	__u32 missing;			/* the sweep"},
 		{"lib/types.h", "	COUNTER_COUNT,", "	COUNTER_NOVEL,\n	COUNTER_COUNT,"},
 	}
-	narrowLayout = []edit{{"lib/types.h", "	__u32 expect;			/*", "	__u16 novel;\n	__u16 expect;			/*"}}
+	narrowLayout = []edit{{"lib/types.h", "		__u32 expect;		/* of TCP", "		__u16 expect;		/* of TCP"}}
 )
 
 // upgraded runs reconcile by a build and requires that it replaced the programs.

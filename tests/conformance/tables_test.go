@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
 	"github.com/bpfnet/bpfnet/control"
@@ -53,6 +54,36 @@ func TestTableSizes(t *testing.T) {
 	over(talks...)
 	require.Equal(t, len(idle), alive(idle))
 	c.answers(c.Client, at(lab.HostIPv4, 8080), "srv", lab.ClientIPv4)
+}
+
+// The programs and Go make one digest of a tuple, by a seed that nobody else has.
+func TestDigests(t *testing.T) {
+	parallel(t)
+	c, s, p := upgradeCast(t)
+	talks := append(c.upgradeTalks("tcp", s, p), c.upgradeTalks("udp", s, p)...)
+	unharmed(talks...)
+	src, err := loader.OpenMaps(loader.Options{BPFFS: c.BPFFS})
+	require.NoError(t, err)
+	defer src.Close()
+	table := func(name string) *ebpf.Map {
+		m, err := src.Map(name)
+		require.NoError(t, err)
+		return m
+	}
+	seed, err := loader.SeedOf(table(loader.BPFMapSeeds))
+	require.NoError(t, err)
+	for _, word := range loader.ObjectSeed {
+		require.NotContains(t, seed, word)
+	}
+	for _, name := range []string{loader.BPFMapFlows4, loader.BPFMapFlows6} {
+		n := 0
+		var f loader.BPFFlow
+		for key, all := new(uint64), table(name).Iterate(); all.Next(key, &f); n++ {
+			require.Equal(t, seed.Digest(f.Tuple), *key, name)
+		}
+		require.GreaterOrEqual(t, n, 4, name)
+	}
+	over(talks...)
 }
 
 // counter is one of status, read by itself: status costs milliseconds.

@@ -3,7 +3,6 @@
 package datapath
 
 import (
-	"encoding/binary"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -21,16 +20,13 @@ func TestLastPort(t *testing.T) {
 	})
 	f := w.family(false)
 	server := f.client.at(443).via(f.gw)
-	from, to := server.addr.As4(), f.host.addr.As4()
-	keys, flows := make([]loader.BPFKey4, 0, ports), make([]loader.BPFFlow, ports-1)
+	keys, flows := make([]uint64, 0, ports), make([]loader.BPFFlow, 0, ports)
 	for i := range uint16(ports) {
 		if first+i != free {
-			keys = append(keys, loader.BPFKey4{Saddr: binary.NativeEndian.Uint32(from[:]), Daddr: binary.NativeEndian.Uint32(to[:]),
-				Sport: be16(443), Dport: be16(first + i), Proto: tcp})
+			f := loader.BPFFlow{Flags: uint8(loader.BPFFlowFlagsFLOW_LISTED), Timeout: 65000, Tuple: loader.BPFTuple{
+				Saddr: addr(server.addr), Daddr: addr(f.host.addr), Sport: be16(443), Dport: be16(first + i), Proto: tcp, Family: 4}}
+			keys, flows = append(keys, loader.ObjectSeed.Digest(f.Tuple)), append(flows, f)
 		}
-	}
-	for i := range flows {
-		flows[i] = loader.BPFFlow{Flags: uint8(loader.BPFFlowFlagsFLOW_LISTED), Timeout: 65000}
 	}
 	_, err := w.objs.Flows4.BatchUpdate(keys, flows, nil)
 	require.NoError(t, err)

@@ -7,8 +7,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/bpfnet/bpfnet/loader"
 )
 
 // family is one IP version's cast.
@@ -75,9 +73,9 @@ func TestPublished(t *testing.T) {
 				w := newWorld(t)
 				f := w.family(six)
 				flows, half := w.objs.Flows4, w.objs.Half4
-				n := count[loader.BPFKey4]
+				n := count[uint64]
 				if six {
-					flows, half, n = w.objs.Flows6, w.objs.Half6, count[loader.BPFKey6]
+					flows, half = w.objs.Flows6, w.objs.Half6
 				}
 				w.establish(f, proto)
 				require.Equal(t, 2, n(t, flows), "established entries")

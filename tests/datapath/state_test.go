@@ -20,7 +20,7 @@ type entry struct {
 	proto       uint8
 	established bool
 	table       *ebpf.Map
-	key         any
+	key         uint64
 	loader.BPFFlow
 }
 
@@ -32,30 +32,16 @@ func addrOf(a loader.BPFAddr) netip.Addr {
 	return netip.AddrFrom16(b).Unmap()
 }
 
-func addr4Of(v uint32) netip.Addr {
-	var b [4]byte
-	binary.NativeEndian.PutUint32(b[:], v)
-	return netip.AddrFrom4(b)
-}
-
 // entries lists all flows.
 func (w *world) entries() (list []entry) {
 	w.t.Helper()
-	for i, m := range []*ebpf.Map{w.objs.Flows4, w.objs.Half4} {
-		var k loader.BPFKey4
+	for i, m := range []*ebpf.Map{w.objs.Flows4, w.objs.Flows6, w.objs.Half4, w.objs.Half6} {
+		var k uint64
 		var f loader.BPFFlow
 		it := m.Iterate()
 		for it.Next(&k, &f) {
-			list = append(list, entry{netip.AddrPortFrom(addr4Of(k.Saddr), be16(k.Sport)), netip.AddrPortFrom(addr4Of(k.Daddr), be16(k.Dport)), k.Zone, k.Proto, i == 0, m, k, f})
-		}
-		require.NoError(w.t, it.Err())
-	}
-	for i, m := range []*ebpf.Map{w.objs.Flows6, w.objs.Half6} {
-		var k loader.BPFKey6
-		var f loader.BPFFlow
-		it := m.Iterate()
-		for it.Next(&k, &f) {
-			list = append(list, entry{netip.AddrPortFrom(addrOf(k.Saddr), be16(k.Sport)), netip.AddrPortFrom(addrOf(k.Daddr), be16(k.Dport)), k.Zone, k.Proto, i == 0, m, k, f})
+			t := f.Tuple
+			list = append(list, entry{netip.AddrPortFrom(addrOf(t.Saddr), be16(t.Sport)), netip.AddrPortFrom(addrOf(t.Daddr), be16(t.Dport)), t.Zone, t.Proto, i < 2, m, k, f})
 		}
 		require.NoError(w.t, it.Err())
 	}

@@ -214,6 +214,7 @@ func (m *Model) promote(t Tuple, f *Flow) {
 	delete(m.half, t)
 	delete(m.half, other)
 	f.State, g.State = stateEstablished, stateEstablished
+	f.Expect = 0
 	f.Timeout = m.timeoutOf(f, t.Proto)
 	g.Timeout = f.Timeout
 	f.Flags |= listed

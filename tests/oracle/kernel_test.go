@@ -208,28 +208,28 @@ func (k *kernel) reasons(ifindex uint32) (out []loader.BPFReason) {
 	return out
 }
 
-func key4(t Tuple) loader.BPFKey4 {
-	return loader.BPFKey4{Saddr: native(t.Src).W[3], Daddr: native(t.Dst).W[3], Sport: net16(t.SPort), Dport: net16(t.DPort), Zone: t.Zone, Proto: t.Proto}
+func (t Tuple) native() loader.BPFTuple {
+	n := loader.BPFTuple{Saddr: native(t.Src), Daddr: native(t.Dst), Sport: net16(t.SPort), Dport: net16(t.DPort), Zone: t.Zone, Proto: t.Proto, Family: 4}
+	if t.six() {
+		n.Family = 6
+	}
+	return n
 }
 
-func key6(t Tuple) loader.BPFKey6 {
-	return loader.BPFKey6{Saddr: native(t.Src), Daddr: native(t.Dst), Sport: net16(t.SPort), Dport: net16(t.DPort), Zone: t.Zone, Proto: t.Proto}
+func tupleOf(n loader.BPFTuple) Tuple {
+	return Tuple{addrOf(n.Saddr), addrOf(n.Daddr), net16(n.Sport), net16(n.Dport), n.Zone, n.Proto}
 }
 
 // flow looks one direction up in a table of the programs.
 func (k *kernel) flow(t Tuple, established bool) *Flow {
 	var f loader.BPFFlow
-	var err error
 	m := map[bool]map[bool]*ebpf.Map{false: {true: k.objs.Flows4, false: k.objs.Half4}, true: {true: k.objs.Flows6, false: k.objs.Half6}}[t.six()][established]
-	if t.six() {
-		err = m.Lookup(key6(t), &f)
-	} else {
-		err = m.Lookup(key4(t), &f)
-	}
+	err := m.Lookup(loader.ObjectSeed.Digest(t.native()), &f)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil
 	}
 	require.NoError(k.t, err)
+	require.Equal(k.t, t.native(), f.Tuple)
 	return flowOf(&f)
 }
 
@@ -239,7 +239,10 @@ func flowOf(f *loader.BPFFlow) *Flow {
 	g := &Flow{Seen: f.Seen, Timeout: f.Timeout, MTU: f.Mtu, Verdict: loader.BPFVerdict(f.Verdict), State: loader.BPFFlowState(f.State),
 		Kind: loader.BPFFlowKind(f.Kind), Flags: loader.BPFFlowFlags(f.Flags), Ifindex: f.Ifindex, Src: addrOf(f.Saddr), Dst: addrOf(f.Daddr),
 		SPort: net16(f.Sport), DPort: net16(f.Dport), Sender: f.Sender, TwinZone: f.ZoneTwin, Packets: f.Packets, Bytes: f.Bytes,
-		From: ref(f.Src), To: ref(f.Dst), Rule: ref(f.Rule), Expect: f.Expect, Owner: f.Owner, Epoch: f.Epoch}
+		From: ref(f.Src), To: ref(f.Dst), Rule: ref(f.Rule), Owner: f.Owner, Epoch: f.Epoch}
+	if f.Flags&uint8(loader.BPFFlowFlagsFLOW_LISTED) == 0 {
+		g.Expect = f.Slot // one word
+	}
 	if f.Nexthop != (loader.BPFAddr{}) {
 		g.Next = addrOf(f.Nexthop)
 	}
@@ -251,23 +254,12 @@ func flowOf(f *loader.BPFFlow) *Flow {
 // flows reads all of them.
 func (k *kernel) flows() (established, half table) {
 	established, half = table{}, table{}
-	for m, to := range map[*ebpf.Map]table{k.objs.Flows4: established, k.objs.Half4: half} {
-		var key loader.BPFKey4
+	for m, to := range map[*ebpf.Map]table{k.objs.Flows4: established, k.objs.Half4: half, k.objs.Flows6: established, k.objs.Half6: half} {
+		var key uint64
 		var f loader.BPFFlow
 		it := m.Iterate()
 		for it.Next(&key, &f) {
-			to[Tuple{addrOf(loader.BPFAddr{W: [4]uint32{0, 0, binary.NativeEndian.Uint32([]byte{0, 0, 255, 255}), key.Saddr}}),
-				addrOf(loader.BPFAddr{W: [4]uint32{0, 0, binary.NativeEndian.Uint32([]byte{0, 0, 255, 255}), key.Daddr}}),
-				net16(key.Sport), net16(key.Dport), key.Zone, key.Proto}] = flowOf(&f)
-		}
-		require.NoError(k.t, it.Err())
-	}
-	for m, to := range map[*ebpf.Map]table{k.objs.Flows6: established, k.objs.Half6: half} {
-		var key loader.BPFKey6
-		var f loader.BPFFlow
-		it := m.Iterate()
-		for it.Next(&key, &f) {
-			to[Tuple{addrOf(key.Saddr), addrOf(key.Daddr), net16(key.Sport), net16(key.Dport), key.Zone, key.Proto}] = flowOf(&f)
+			to[tupleOf(f.Tuple)] = flowOf(&f)
 		}
 		require.NoError(k.t, it.Err())
 	}
