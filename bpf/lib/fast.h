@@ -85,6 +85,7 @@ static __always_inline bool fast4(struct __sk_buff *skb, void *data, void *end, 
 	struct flow *f;
 	__u64 key;
 
+	touch(&flows4);
 	if (unlikely(l4 + sizeof(struct udphdr) > end))
 		return false;
 	if (unlikely(ip->version_ihl != 0x45 || (ip->frag_off & bpf_htons(IP_FRAGMENT))))
@@ -127,6 +128,7 @@ static __always_inline bool fast6(struct __sk_buff *skb, void *data, void *end, 
 	__u64 key;
 	__u8 summed;
 
+	touch(&flows6);
 	if (unlikely(l4 + sizeof(struct udphdr) > end))
 		return false;
 	check = plain_transport(l4, end, ip->nexthdr);
