@@ -51,31 +51,39 @@ func TestPlant(t *testing.T) {
 	require.Equal(t, want, planted)
 }
 
+func mapIn(t *testing.T, m *Maps, name string) *ebpf.Map {
+	t.Helper()
+	em, err := m.Map(name)
+	require.NoError(t, err)
+	return em
+}
+
+func seedIn(t *testing.T, m *Maps) Seed {
+	t.Helper()
+	s, err := SeedOf(mapIn(t, m, BPFMapSeeds))
+	require.NoError(t, err)
+	return s
+}
+
 func TestSeed(t *testing.T) {
 	newNetns(t)
 	o := testOptions(t)
-	seedOf := func() Seed {
+	made := func() Seed {
 		m, err := CreateMaps(o)
 		require.NoError(t, err)
 		defer m.Close()
-		seeds, err := m.Map(BPFMapSeeds)
-		require.NoError(t, err)
-		s, err := SeedOf(seeds)
-		require.NoError(t, err)
-		return s
+		return seedIn(t, m)
 	}
 	m, err := CreateMaps(o)
 	require.NoError(t, err)
-	seeds, err := m.Map(BPFMapSeeds)
-	require.NoError(t, err)
-	require.NoError(t, seeds.Put(uint32(0), BPFSeed{}), "who made it was killed before it was filled")
+	require.NoError(t, mapIn(t, m, BPFMapSeeds).Put(uint32(0), BPFSeed{}), "who made it was killed before it was filled")
 	require.NoError(t, m.Close())
-	first := seedOf()
+	first := made()
 	require.NotContains(t, first, uint32(0), "one word in 2^32 is")
-	require.Equal(t, first, seedOf())
+	require.Equal(t, first, made())
 	require.NotEqual(t, first, ObjectSeed)
 	o = testOptions(t)
-	require.NotEqual(t, first, seedOf(), "another host's")
+	require.NotEqual(t, first, made(), "another host's")
 }
 
 // someFlow is a flow's two entries, established.
@@ -103,20 +111,13 @@ func someFlow(family uint8, n byte) (first, reply BPFFlow) {
 // carriedOver requires that the flow is in the tables of now, by the digests of now.
 func carriedOver(t *testing.T, m *Maps, first, reply BPFFlow) {
 	t.Helper()
-	table := func(name string) *ebpf.Map {
-		em, err := m.Map(name)
-		require.NoError(t, err)
-		return em
-	}
-	seed, err := SeedOf(table(BPFMapSeeds))
-	require.NoError(t, err)
-	flows := table(listed[tableOf(first.Tuple)])
+	seed, flows := seedIn(t, m), mapIn(t, m, listed[tableOf(first.Tuple)])
 	var a, b BPFFlow
 	require.NoError(t, flows.Lookup(seed.Digest(first.Tuple), &a))
 	require.NoError(t, flows.Lookup(seed.Digest(reply.Tuple), &b))
 	require.Equal(t, a.Slot, b.Slot)
 	var s BPFSlot
-	require.NoError(t, table(BPFMapSlots).Lookup(a.Slot, &s))
+	require.NoError(t, mapIn(t, m, BPFMapSlots).Lookup(a.Slot, &s))
 	require.Equal(t, BPFSlot{Digest: seed.Digest(first.Tuple), Family: uint32(first.Tuple.Family), Owner: first.Dst}, s)
 	first.Slot, reply.Slot = a.Slot, a.Slot
 	require.Equal(t, first, a)
@@ -126,14 +127,8 @@ func carriedOver(t *testing.T, m *Maps, first, reply BPFFlow) {
 // halfOpenOver is the same of a half-open flow's entry.
 func halfOpenOver(t *testing.T, m *Maps, f BPFFlow) {
 	t.Helper()
-	em, err := m.Map(halfOpen[tableOf(f.Tuple)])
-	require.NoError(t, err)
-	seeds, err := m.Map(BPFMapSeeds)
-	require.NoError(t, err)
-	seed, err := SeedOf(seeds)
-	require.NoError(t, err)
 	var got BPFFlow
-	require.NoError(t, em.Lookup(seed.Digest(f.Tuple), &got))
+	require.NoError(t, mapIn(t, m, halfOpen[tableOf(f.Tuple)]).Lookup(seedIn(t, m).Digest(f.Tuple), &got))
 	require.Equal(t, f, got)
 }
 
@@ -174,8 +169,7 @@ func TestMigrateKeys(t *testing.T) {
 
 	// enter writes an entry of now as it was then.
 	enter := func(name string, f BPFFlow, expect uint32) {
-		em, err := old.Map(name)
-		require.NoError(t, err)
+		em := mapIn(t, old, name)
 		raw := (*[unsafe.Sizeof(f)]byte)(unsafe.Pointer(&f))
 		value := make([]byte, was.Size)
 		for _, m := range was.Members {
@@ -244,30 +238,20 @@ func TestMigrateSeed(t *testing.T) {
 	objs, err := Load(o)
 	require.NoError(t, err)
 	defer objs.Close()
-	table := func(name string) *ebpf.Map {
-		em, err := objs.Map(name)
-		require.NoError(t, err)
-		return em
-	}
-	seed, err := SeedOf(table(BPFMapSeeds))
-	require.NoError(t, err)
+	seed := seedIn(t, objs.Maps)
 	first, reply := someFlow(6, 1)
 	half, _ := someFlow(4, 2)
 	half.Flags = 0
 	for _, f := range []BPFFlow{first, reply} {
-		require.NoError(t, table(BPFMapFlows6).Put(seed.Digest(f.Tuple), f))
+		require.NoError(t, mapIn(t, objs.Maps, BPFMapFlows6).Put(seed.Digest(f.Tuple), f))
 	}
-	require.NoError(t, table(BPFMapHalf4).Put(seed.Digest(half.Tuple), half))
+	require.NoError(t, mapIn(t, objs.Maps, BPFMapHalf4).Put(seed.Digest(half.Tuple), half))
 	require.NoError(t, os.Remove(filepath.Join(mapsDir(o.BPFFS), BPFMapSeeds)))
 
 	next, err := Load(o)
 	require.NoError(t, err)
 	defer next.Close()
-	seeds, err := next.Map(BPFMapSeeds)
-	require.NoError(t, err)
-	another, err := SeedOf(seeds)
-	require.NoError(t, err)
-	require.NotEqual(t, seed, another)
+	require.NotEqual(t, seed, seedIn(t, next.Maps))
 	require.Equal(t, 1, next.Migration.Carried)
 	carriedOver(t, next.Maps, first, reply)
 	halfOpenOver(t, next.Maps, half)

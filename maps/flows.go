@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/bpfnet/bpfnet/loader"
@@ -21,6 +22,7 @@ type Flows struct {
 	flows6   flowTable
 	half6    flowTable
 	sweepers table[uint32, loader.BPFSweeper]
+	seed     func() (loader.Seed, error) // read once
 }
 
 // The keys are digests of tuples.
@@ -34,6 +36,13 @@ func newFlows(src Source) *Flows {
 		flows6:   flowTable{src, loader.BPFMapFlows6},
 		half6:    flowTable{src, loader.BPFMapHalf6},
 		sweepers: table[uint32, loader.BPFSweeper]{src, loader.BPFMapSweepers},
+		seed: sync.OnceValues(func() (s loader.Seed, err error) {
+			m, err := src.Map(loader.BPFMapSeeds)
+			if err != nil {
+				return s, err
+			}
+			return loader.SeedOf(m)
+		}),
 	}
 }
 
@@ -46,15 +55,8 @@ func (t *Flows) of(k FlowKey) (established, halfOpen flowTable) {
 }
 
 func (t *Flows) digest(k FlowKey) (uint64, error) {
-	m, err := t.src.Map(loader.BPFMapSeeds)
-	if err != nil {
-		return 0, err
-	}
-	seed, err := loader.SeedOf(m)
-	if err != nil {
-		return 0, err
-	}
-	return seed.Digest(k.wire()), nil
+	seed, err := t.seed()
+	return seed.Digest(k.wire()), err
 }
 
 // Zones other than these are the ifindex of an endpoint's device, or of a bridge.

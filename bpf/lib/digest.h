@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The key of a flow: 64 bits of its tuple. The kernel's hash of a key takes the longer
- * the longer the key is (kernel/bpf/hashtab.c: jhash2), and for the 40 bytes of an IPv6
- * tuple as long as all the rest of a packet.
+ * The key of a flow: 64 bits of its tuple. The kernel hashes a key in rounds of 12 bytes
+ * (kernel/bpf/hashtab.c: jhash2), one after the other: with an IPv6 tuple for a key that,
+ * and comparing it, took 10 of the 40 ns of a packet.
  *
  * It is NH (UMAC: Black and others, CRYPTO 1999; RFC 4418 section 5.2.2) with a secret
  * of the host's: without it nobody can look for tuples of equal digests, which would

@@ -252,7 +252,8 @@ struct {
 	PINNED;
 } clocks SEC(".maps");
 
-/* What digests are made with, for who loads programs or looks flows up. */
+/* What digests are made with. Written once, by the loader, who plants it into the programs; read by
+ * who looks flows up from outside. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

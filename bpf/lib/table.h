@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The tables of flows, family-blind: by tuples. A flow of another tuple that has the same
- * digest is in its way as if it had the tuple, and never found by it.
+ * digest is in its way as if it had the tuple, and never found by it. Only deleting does not
+ * look at the tuple: what is deleted has just been found, or is the other direction of that.
  */
 #ifndef BPFNET_TABLE_H
 #define BPFNET_TABLE_H

@@ -132,17 +132,24 @@ func sum(list []uint64) (n uint64) {
 	return n
 }
 
-// quotasAre waits until every endpoint's flows are counted as they are listed.
-func (c *cast) quotasAre() {
+// pinned opens maps by name.
+func (c *cast) pinned() (table func(name string) *ebpf.Map, done func()) {
 	c.t.Helper()
 	src, err := loader.OpenMaps(loader.Options{BPFFS: c.BPFFS})
 	require.NoError(c.t, err)
-	defer src.Close()
-	table := func(name string) *ebpf.Map {
+	return func(name string) *ebpf.Map {
+		c.t.Helper()
 		m, err := src.Map(name)
 		require.NoError(c.t, err)
 		return m
-	}
+	}, func() { src.Close() }
+}
+
+// quotasAre waits until every endpoint's flows are counted as they are listed.
+func (c *cast) quotasAre() {
+	c.t.Helper()
+	table, done := c.pinned()
+	defer done()
 	eventually(c.t, "quotas are as many as the flows", func() bool {
 		listed := make(map[uint32]uint32)
 		for _, name := range []string{loader.BPFMapFlows4, loader.BPFMapFlows6} {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"testing"
 
-	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
 	"github.com/bpfnet/bpfnet/control"
@@ -62,14 +61,8 @@ func TestDigests(t *testing.T) {
 	c, s, p := upgradeCast(t)
 	talks := append(c.upgradeTalks("tcp", s, p), c.upgradeTalks("udp", s, p)...)
 	unharmed(talks...)
-	src, err := loader.OpenMaps(loader.Options{BPFFS: c.BPFFS})
-	require.NoError(t, err)
-	defer src.Close()
-	table := func(name string) *ebpf.Map {
-		m, err := src.Map(name)
-		require.NoError(t, err)
-		return m
-	}
+	table, done := c.pinned()
+	defer done()
 	seed, err := loader.SeedOf(table(loader.BPFMapSeeds))
 	require.NoError(t, err)
 	for _, word := range loader.ObjectSeed {
