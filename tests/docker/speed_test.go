@@ -195,6 +195,7 @@ func TestManyPorts(t *testing.T) {
 		rounds = 5
 		count  = 206
 		most   = 50 * time.Millisecond
+		where  = 300 * time.Millisecond // on a machine on which the Engine alone takes so long to start it
 	)
 	e := newEngineAlone(t)
 	for i := range 8 {
@@ -216,6 +217,7 @@ func TestManyPorts(t *testing.T) {
 		start = started.Sub(begin)
 		if answers {
 			more = e.firstAnswer(last, "web [::ffff:"+lab.ClientIPv4+"]").Sub(started)
+			e.adopted("web") // the end of one that runs, not of one whose start is still being looked at
 		}
 		died := e.at(id, "die", func() { go e.remove(id) })
 		end = e.firstRefusal(last).Sub(died)
@@ -244,8 +246,9 @@ func TestManyPorts(t *testing.T) {
 	t.Logf("closed %v after the container's end, the Engine's own sockets after %v", median(gone), median(goneAlone))
 	t.Logf("of %v; %v; %v; %v; %v", alone, with, added, goneAlone, gone)
 	// The fastest of each: what else the machine does only adds to them.
-	require.Less(t, slices.Min(added), most)
-	require.Less(t, slices.Min(gone), most)
+	bar := time.Duration(float64(most) * max(1, float64(median(alone))/float64(where)))
+	require.Less(t, slices.Min(added), bar)
+	require.Less(t, slices.Min(gone), bar)
 }
 
 // Who connects to the port of a container that is being started is answered when it runs,
