@@ -144,7 +144,7 @@ func (d *daemon) session(ctx context.Context) (again bool, err error) {
 	d.log("following " + d.m.root)
 
 	// From here on nothing is missed; what changed before is found by this look.
-	due := d.look(ctx, watch.All)
+	due := within(d.look(ctx, watch.All))
 	d.ready()
 	patrol := time.NewTimer(patrolAt)
 	defer patrol.Stop()
@@ -154,8 +154,8 @@ func (d *daemon) session(ctx context.Context) (again bool, err error) {
 			return false, nil
 		}
 		var retry <-chan time.Time
-		if due > 0 {
-			retry = time.After(due)
+		if !due.IsZero() {
+			retry = time.After(time.Until(due))
 		}
 		select {
 		case <-ctx.Done():
@@ -163,18 +163,18 @@ func (d *daemon) session(ctx context.Context) (again bool, err error) {
 		case <-d.watch.Done():
 			return false, d.watch.Err()
 		case <-retry:
-			due = d.look(ctx, watch.All)
+			due = within(d.look(ctx, watch.All))
 		case <-d.watch.Notice():
 			d.settle(ctx)
-			due = d.look(ctx, d.watch.Take())
+			due = within(d.look(ctx, d.watch.Take()))
 			d.rest(ctx)
 		case <-patrol.C:
 			if d.moved(path) {
 				return true, nil
 			}
 			d.gone = d.m.uninstalled(d.root)
-			if due == 0 && !d.gone {
-				due = d.mend(ctx)
+			if due.IsZero() && !d.gone {
+				due = within(d.mend(ctx))
 			}
 			patrol.Reset(max(patrolAt, patrolFor*d.lastSeen))
 		}
@@ -326,6 +326,14 @@ func (d *daemon) mend(ctx context.Context) (retry time.Duration) {
 // backoff is how long to wait after so many failures.
 func backoff(failures int) time.Duration {
 	return min(retryMin<<min(failures-1, 20), retryMax)
+}
+
+// within is the time of the next try; the patrol comes sooner and does not put it off. Zero: none.
+func within(wait time.Duration) time.Time {
+	if wait == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(wait)
 }
 
 // see looks whether the programs are where they were put.

@@ -5,6 +5,7 @@ package conformance
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -122,6 +123,27 @@ func TestDaemon(t *testing.T) {
 	require.NoError(t, os.MkdirAll(c.Root, 0o700))
 	require.NoError(t, c.m.Init(nil))
 	d = c.daemon()
+	require.NoError(t, d.Signal(unix.SIGTERM))
+	d.ends()
+}
+
+// What fails is tried again, though nothing else happens meanwhile.
+func TestDaemonTriesAgain(t *testing.T) {
+	parallel(t)
+	c, _, _, _ := ownCast(t)
+	d := c.daemon()
+	// In its place no command can leave its mark, nor take it away.
+	full, mark := filepath.Join(t.TempDir(), "full"), filepath.Join(c.Root, "dirty")
+	require.NoError(t, os.MkdirAll(filepath.Join(full, "x"), 0o700))
+	eventually(t, "no command works", func() bool { return os.Rename(full, mark) == nil })
+	lab.AddAddr(t, c.Host, c.X.Device, "203.0.113.50/24")
+	d.says("error: mark: ")
+	asked := answered(c.Client, "tcp", "", "203.0.113.50:8080", "srv", lab.ClientIPv4)
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); { // until it waits for longer than its patrols
+		require.Error(t, asked())
+	}
+	require.NoError(t, os.RemoveAll(mark))
+	c.within(10*time.Second, "the address", asked)
 	require.NoError(t, d.Signal(unix.SIGTERM))
 	d.ends()
 }
