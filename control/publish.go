@@ -58,19 +58,26 @@ func (m *Manager) Unpublish(ref string, specs ...string) error {
 			return err
 		}
 		found := make([]bool, len(wanted))
+		meant := make([]map[int]bool, len(batches))
 		for i, b := range batches {
-			changed, err := o.closeMatching(b, wanted, found)
-			if err != nil {
+			if meant[i], err = b.meant(wanted, found); err != nil {
 				return err
-			}
-			if changed {
-				if err := o.putBatch(keys[i], b); err != nil {
-					return err
-				}
 			}
 		}
 		if i := slices.Index(found, false); i >= 0 {
 			return notFound("container %s: %s is not published", c.Name, wanted[i].Raw)
+		}
+		// Only now: a door that was closed and is opened again has lost its flows.
+		for i, b := range batches {
+			if len(meant[i]) == 0 {
+				continue
+			}
+			if err := o.closeSpecs(b, meant[i]); err != nil {
+				return err
+			}
+			if err := o.putBatch(keys[i], b); err != nil {
+				return err
+			}
 		}
 		if err := o.syncRouted(c, true); err != nil {
 			return err
@@ -123,23 +130,23 @@ func (o *op) openDoors(ref string) (*Container, error) {
 	return c, nil
 }
 
-// closeMatching closes the doors of a batch that the specs mean, and forgets the
-// specs that they came from.
-func (o *op) closeMatching(b *portBatch, wanted []hostSpec, found []bool) (changed bool, err error) {
+// meant are the specs of a batch, by index, that the wanted ones mean; those of the wanted
+// that mean one are marked as found.
+func (b *portBatch) meant(wanted []hostSpec, found []bool) (drop map[int]bool, err error) {
 	given, err := b.parsed()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	drop := make(map[int]bool)
-	meant := make(map[string]int, len(wanted))
+	drop = make(map[int]bool)
+	same := make(map[string]int, len(wanted))
 	at := make(map[protoPort][]int, len(wanted))
 	for j := range wanted {
-		meant[wanted[j].String()] = j
+		same[wanted[j].String()] = j
 		key := protoPort{wanted[j].proto, wanted[j].First}
 		at[key] = append(at[key], j)
 	}
 	for i := range given {
-		if j, ok := meant[given[i].String()]; ok {
+		if j, ok := same[given[i].String()]; ok {
 			drop[given[i].index], found[j] = true, true
 		}
 	}
@@ -150,9 +157,11 @@ func (o *op) closeMatching(b *portBatch, wanted []hostSpec, found []bool) (chang
 			}
 		}
 	}
-	if len(drop) == 0 {
-		return false, nil
-	}
+	return drop, nil
+}
+
+// closeSpecs closes the doors of some of a batch's specs, and forgets those.
+func (o *op) closeSpecs(b *portBatch, drop map[int]bool) error {
 	keep := &portBatch{Derived: b.Derived, Binds: b.Binds}
 	renumber := make(map[int]int)
 	for i, s := range b.Specs {
@@ -171,18 +180,18 @@ func (o *op) closeMatching(b *portBatch, wanted []hostSpec, found []bool) (chang
 		}
 		o.rebuild = true
 		if err := o.closeDoor(b, d); err != nil {
-			return false, err
+			return err
 		}
 		rules, closed = append(rules, d.Rule), append(closed, d)
 	}
 	if err := o.release(closed); err != nil {
-		return false, err
+		return err
 	}
 	if err := o.hostPortsChanged(); err != nil {
-		return false, err
+		return err
 	}
 	*b = *keep
-	return true, giveNumbers(o.tx, numRules, rules...)
+	return giveNumbers(o.tx, numRules, rules...)
 }
 
 // publications is the batch as users see it.

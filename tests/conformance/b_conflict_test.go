@@ -212,6 +212,17 @@ func TestB8(t *testing.T) {
 	}
 }
 
+// B8: an unpublish of which one spec means nothing ends no connection of the others.
+func TestB8Unpublish(t *testing.T) {
+	parallel(t)
+	c, _, _, _ := mainCast(t)
+	talk := c.talking("tcp", c.Client, at(lab.HostIPv4, 8080), "srv")
+	c.refuses([]string{"unpublish", "srv", "8080:80", "9999:99"}, "srv", "9999:99", "is not published")
+	unharmed(talk)
+	c.answers(c.Client, at(lab.HostIPv4, 8080), "srv", lab.ClientIPv4)
+	over(talk)
+}
+
 // B10: bindings conflict exactly when protocol and number are the same and one address covers
 // the other; every pair is tried, in both orders.
 func TestB10(t *testing.T) {
