@@ -178,7 +178,11 @@ func TestAdoptedIsTheEngines(t *testing.T) {
 		"connect it": func() error { return e.m.Connect("bridge", "web", EndpointOptions{}) },
 		"disconnect": func() error { return e.m.Disconnect("net", "web") },
 		"network rm": func() error { return e.m.RemoveNetwork("net") },
-		"switch":     func() error { m := *e.m; m.o.Datapath = DatapathIPTables; return m.Init(nil) },
+		"join it": func() error {
+			_, err := e.m.CreateContainer(ContainerOptions{Name: "joins", Network: "container:docker/web", Args: []string{"x"}})
+			return err
+		},
+		"switch": func() error { m := *e.m; m.o.Datapath = DatapathIPTables; return m.Init(nil) },
 	} {
 		err := do()
 		require.ErrorIs(t, err, ErrConflict, what)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -91,6 +92,29 @@ func TestAttachSwapped(t *testing.T) {
 	require.Equal(t, before, l.state())
 	require.Equal(t, []string{"lo"}, links(t, a))
 	require.Equal(t, []string{"lo"}, links(t, b))
+}
+
+// A namespace is gone though another one has its inode, and its path, by now.
+func TestAttachInodeAgain(t *testing.T) {
+	l := newLab(t)
+	c, ns := l.container("lab", ContainerOptions{Publish: []string{"8080:80"}})
+	require.NoError(t, netns.Unpersist(c.Netns))
+	require.NoError(t, ns.Close())
+	var same *netns.NS
+	require.Eventually(t, func() bool { // the kernel takes it down in the background
+		same = newNetns(t)
+		return same.ID() == c.NetnsID
+	}, 10*time.Second, time.Millisecond)
+	l.keep(same, "lab")
+	got, err := l.m.Container("lab")
+	require.NoError(t, err)
+	require.Equal(t, StateExited, got.State)
+	_, err = l.m.Publish("lab", "8081:80")
+	require.ErrorContains(t, err, "is not running")
+	lines, err := l.m.Reconcile()
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(lines, "\n"), "container lab: exited, its namespace is gone")
+	require.Equal(t, []string{"lo"}, links(t, same))
 }
 
 func TestAttachProcess(t *testing.T) {

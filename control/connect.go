@@ -214,7 +214,7 @@ func (o *op) openContainer(c *Container) (*netns.NS, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ns.ID() != c.NetnsID {
+	if !c.isIn(ns) {
 		ns.Close()
 		return nil, errors.New("netns " + c.Netns + ": is another namespace than the container's")
 	}

@@ -144,6 +144,9 @@ func (o *op) resolveMode(c *Container, opts *ContainerOptions) (*Network, error)
 		if err != nil {
 			return nil, err
 		}
+		if err := notAdopted("container", target.Name, target.Engine); err != nil {
+			return nil, err // its hosts and resolv.conf are not here
+		}
 		c.Mode, c.ModeTarget = ModeContainer, target.ID
 		return nil, nil
 	case net == "" || net == "default" || net == DefaultNetwork:
@@ -187,6 +190,16 @@ func (o *op) putContainer(c *Container) error {
 	return store.Put(o.tx, bucketContainers, c.ID, stored)
 }
 
+// isIn says whether a namespace is the container's: another one may have its inode by now, but
+// not its cookie.
+func (c *Container) isIn(ns *netns.NS) bool {
+	if ns.ID() != c.NetnsID {
+		return false
+	}
+	cookie, err := ns.Cookie()
+	return err == nil && (c.Cookie == 0 || cookie == c.Cookie)
+}
+
 // up says whether a container's network is up and somebody uses it.
 func (o *op) up(c *Container) bool {
 	switch {
@@ -203,7 +216,7 @@ func (o *op) up(c *Container) bool {
 			return false
 		}
 		defer ns.Close()
-		return ns.ID() == c.NetnsID
+		return c.isIn(ns)
 	case c.State == StateRunning:
 		return alive(c.PID, c.PIDStart)
 	default:

@@ -75,7 +75,7 @@ func (o *op) writeHosts(c *Container) error {
 		return err
 	}
 	path := filepath.Join(o.m.ContainerDir(c.ID), fileHosts)
-	current, err := os.ReadFile(path)
+	current, err := readFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -78,7 +78,7 @@ func oneRound(o Options, i int) error {
 			if err != nil {
 				return err
 			}
-			if err := m.Finished(c.ID, 0); err != nil {
+			if err := m.Finished(c.ID, 0, 0); err != nil {
 				return err
 			}
 			return m.RemoveContainer(b)
@@ -163,7 +163,7 @@ func (m *Manager) empty() error {
 		return err
 	}
 	for _, c := range list {
-		if err := m.Finished(c.ID, 0); err != nil {
+		if err := m.Finished(c.ID, 0, 0); err != nil {
 			return err
 		}
 		if err := m.RemoveContainer(c.ID); err != nil {
@@ -199,7 +199,7 @@ func TestReboot(t *testing.T) {
 	pubs, err := l.m.Publications("job")
 	require.NoError(t, err)
 	require.Len(t, pubs, 1)
-	require.NoError(t, l.m.Finished(c.ID, 0))
+	require.NoError(t, l.m.Finished(c.ID, 0, 0))
 
 	// The next command is enough, too.
 	boot(l)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -31,7 +32,7 @@ var (
 
 // ContainerDir is the directory of a container's hosts, hostname, resolv.conf and log.
 func (m *Manager) ContainerDir(id string) string {
-	return filepath.Join(m.root, "containers", id)
+	return filepath.Join(m.root, dirContainers, id)
 }
 
 func checkHostname(name string) error {
@@ -194,10 +195,28 @@ func hostResolvConf() []byte {
 	return b
 }
 
+// fileLimit is how much of a container's file is kept, in bytes: it writes into them, too.
+const fileLimit = 1 << 20
+
+// readFile reads a file of a container's /etc. Of one that is larger than anybody needs
+// nothing is kept.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, fileLimit+1))
+	if len(data) > fileLimit {
+		data = nil
+	}
+	return data, err
+}
+
 // writeFile writes a file of a container's /etc in place and registers the old
 // content for undo.
 func (o *op) writeFile(path string, content []byte) error {
-	old, err := os.ReadFile(path)
+	old, err := readFile(path)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !missing {
 		return err

@@ -36,12 +36,16 @@ func (m *Manager) PrepareStart(ref string) (*Container, error) {
 	return c, nil
 }
 
-// Started records the command of a container; supervisor may be 0.
+// Started records the command of a container that was prepared for it; supervisor may be 0.
+// ErrConflict when its network has been taken down since.
 func (m *Manager) Started(id string, pid, supervisor int) error {
 	return m.change(notFound("No such container: %s", id), func(o *op) error {
 		c, err := containerByID(o.tx, id)
 		if err != nil {
 			return err
+		}
+		if c.State != StateCreated {
+			return conflict("container %s: was ended while its command was started", c.Name)
 		}
 		c.PID, c.PIDStart = pid, startTime(pid)
 		if c.PIDStart == 0 {
@@ -54,13 +58,18 @@ func (m *Manager) Started(id string, pid, supervisor int) error {
 	})
 }
 
-// Finished takes the container's network down and records the exit code; a
-// container with AutoRemove is removed.
-func (m *Manager) Finished(id string, exitCode int) error {
+// Finished takes the container's network down and records the exit code; a container with
+// AutoRemove is removed. pid is the command that has ended: nothing is done when somebody has
+// recorded that already (who waits for it and who stops it both may), or another one has been
+// started since. 0: its command, whichever that is.
+func (m *Manager) Finished(id string, pid, exitCode int) error {
 	return m.change(notFound("No such container: %s", id), func(o *op) error {
 		c, err := containerByID(o.tx, id)
 		if err != nil {
 			return err
+		}
+		if pid != 0 && (!c.Finished.IsZero() || c.PID != 0 && c.PID != pid) {
+			return nil
 		}
 		c.ExitCode = exitCode
 		return o.finish(c)

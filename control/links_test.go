@@ -98,7 +98,7 @@ func TestLinkFollows(t *testing.T) {
 	require.NoError(t, err)
 	web, _ := l.container("web", ContainerOptions{Links: []string{"db"}})
 	require.Contains(t, l.file(web, "hosts"), "172.17.0.2\tdb")
-	require.NoError(t, l.m.Finished(db.ID, 3))
+	require.NoError(t, l.m.Finished(db.ID, 0, 3))
 	require.Empty(t, l.linkEntries())
 	l.container("taker", ContainerOptions{Endpoint: EndpointOptions{IPv4: prefixes("172.17.0.2/32")[0].Addr()}})
 	_, err = l.m.CreateContainer(ContainerOptions{Name: "late", Links: []string{"db"}})
@@ -150,7 +150,7 @@ func TestLinkRests(t *testing.T) {
 	require.NoError(t, l.m.Disconnect("n2", "web"))
 	inForce(2)
 
-	require.NoError(t, l.m.Finished(job.ID, 0))
+	require.NoError(t, l.m.Finished(job.ID, 0, 0))
 	require.NoError(t, l.m.Connect("n2", "web", EndpointOptions{}))
 	require.NoError(t, l.m.Disconnect("n2", "web"))
 	require.NoError(t, l.m.Link("web", "db:more"))
@@ -196,7 +196,7 @@ ff02::2	ip6-allrouters
 	for _, ref := range []string{"shared", "none", "host"} {
 		c, err := l.m.Container(ref)
 		require.NoError(t, err)
-		require.NoError(t, l.m.Finished(c.ID, 0))
+		require.NoError(t, l.m.Finished(c.ID, 0, 0))
 		require.NoError(t, l.m.RemoveContainer(ref))
 	}
 

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -116,6 +117,9 @@ func psRows(m *control.Manager, containers []*control.Container, whole bool) ([]
 	rows := []any{}
 	for _, c := range containers {
 		pubs, err := m.Publications(c.ID)
+		if errors.Is(err, control.ErrNotFound) {
+			continue // it has ended since, with --rm
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -158,7 +158,7 @@ func (a *app) discard(m *control.Manager, id string, why error) error {
 	if errors.As(why, &status) {
 		code = status.code
 	}
-	for _, err := range []error{m.Finished(id, code), m.RemoveContainer(id)} {
+	for _, err := range []error{m.Finished(id, 0, code), m.RemoveContainer(id)} {
 		if err != nil && !errors.Is(err, control.ErrNotFound) {
 			return &exitStatus{code, fmt.Errorf("%w; and its container: %w", why, err)}
 		}

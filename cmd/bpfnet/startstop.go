@@ -44,7 +44,12 @@ negative time waits for ever). The container stays, start starts it again.`,
 		Example: "  bpfnet stop web\n  bpfnet stop -t 0 web db",
 		Args:    wants(1, -1, "NAME..."),
 		RunE: func(_ *cobra.Command, args []string) error {
-			return a.stopAll(args, grace(seconds), true)
+			return a.stopAll(args, grace(seconds), func(name string, err error) error {
+				if err == nil {
+					fmt.Fprintln(a.out, name)
+				}
+				return err
+			})
 		},
 		ValidArgsFunction: containerNames,
 	}
@@ -106,7 +111,7 @@ func (a *app) start(name string) error {
 		if errors.As(err, &s) {
 			code = s.Code
 		}
-		if ended := m.Finished(c.ID, code); ended != nil && !errors.Is(ended, control.ErrNotFound) {
+		if ended := m.Finished(c.ID, 0, code); ended != nil && !errors.Is(ended, control.ErrNotFound) {
 			err = fmt.Errorf("%w; and its network: %w", err, ended)
 		}
 		return fmt.Errorf("%s: %w", name, err)
@@ -138,8 +143,9 @@ func notOurs(name string) error {
 	return fmt.Errorf("%s: is attached: its processes are not bpfnet's; rm detaches it", name)
 }
 
-// stopAll stops containers side by side: one that takes its time holds up no other.
-func (a *app) stopAll(names []string, grace time.Duration, print bool) error {
+// stopAll stops containers side by side: one that takes its time holds up no other. What came
+// of each is for each, in their order; its errors are stopAll's.
+func (a *app) stopAll(names []string, grace time.Duration, each func(name string, err error) error) error {
 	errs := make([]error, len(names))
 	var all sync.WaitGroup
 	for i, name := range names {
@@ -156,10 +162,8 @@ func (a *app) stopAll(names []string, grace time.Duration, print bool) error {
 	all.Wait()
 	var failed several
 	for i, err := range errs {
-		if err != nil {
+		if err := each(names[i], err); err != nil {
 			failed = append(failed, err)
-		} else if print {
-			fmt.Fprintln(a.out, names[i])
 		}
 	}
 	if failed == nil {
@@ -205,20 +209,9 @@ func stop(m *control.Manager, c *control.Container, grace time.Duration) error {
 	return finish(m, c.ID, c.PID, 128+int(sent))
 }
 
-// finish records the end of a command, unless somebody has: who waits for it and
-// who stops it both may. It may have been started again since, or be gone with --rm.
+// finish records the end of a command. It may be gone with --rm.
 func finish(m *control.Manager, id string, pid, code int) error {
-	c, err := m.Container(id)
-	if errors.Is(err, control.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if !c.Finished.IsZero() || c.PID != 0 && c.PID != pid {
-		return nil
-	}
-	if err := m.Finished(id, code); err != nil && !errors.Is(err, control.ErrNotFound) {
+	if err := m.Finished(id, pid, code); err != nil && !errors.Is(err, control.ErrNotFound) {
 		return err
 	}
 	return nil

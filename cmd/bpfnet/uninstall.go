@@ -3,6 +3,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/bpfnet/bpfnet/control"
@@ -29,7 +31,13 @@ device, program, pin, mount and file of bpfnet's.`,
 						running = append(running, c.ID)
 					}
 				}
-				if err := a.stopAll(running, grace(seconds), false); err != nil {
+				err = a.stopAll(running, grace(seconds), func(_ string, err error) error {
+					if errors.Is(err, control.ErrNotFound) {
+						return nil // it has ended since, with --rm
+					}
+					return err
+				})
+				if err != nil {
 					return err
 				}
 				return m.Uninstall()

@@ -95,7 +95,7 @@ func (ours) removeContainer(c *cast, name string) error {
 		return err
 	}
 	if !record.Attached {
-		if err := c.m.Finished(record.ID, 0); err != nil {
+		if err := c.m.Finished(record.ID, 0, 0); err != nil {
 			return err
 		}
 	}
