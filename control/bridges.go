@@ -7,8 +7,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 
+	"github.com/bpfnet/bpfnet/control/link"
 	"github.com/bpfnet/bpfnet/control/store"
 )
 
@@ -49,7 +50,9 @@ func (o *op) bridges() ([]BridgeInfo, error) {
 		}
 		info := BridgeInfo{Name: n.Bridge, Network: n.Name, Ports: []BridgePort{}}
 		if dev := seen.devices[n.Bridge]; dev != nil {
-			info.ID = bridgeID(dev)
+			if info.ID, info.STP, err = o.bridgeData(dev.Attrs().Index); err != nil {
+				return nil, fmt.Errorf("bridge %s: %w", n.Bridge, err)
+			}
 			for name, l := range seen.devices {
 				if l.Attrs().MasterIndex != dev.Attrs().Index {
 					continue
@@ -67,7 +70,27 @@ func (o *op) bridges() ([]BridgeInfo, error) {
 	return list, nil
 }
 
-// bridgeID is what brctl shows: priority (the default one, IEEE 802.1D) and MAC.
-func bridgeID(l netlink.Link) string {
-	return fmt.Sprintf("8000.%x", []byte(l.Attrs().HardwareAddr))
+// bridgeData is what brctl shows of a bridge: its identifier, of priority and MAC (IEEE 802.1D),
+// and whether it speaks STP.
+func (o *op) bridgeData(index int) (id string, stp bool, err error) {
+	ns, err := o.hostNetns()
+	if err != nil {
+		return "", false, err
+	}
+	err = ns.Do(func() error {
+		data, err := link.BridgeData(index)
+		if err != nil {
+			return err
+		}
+		if raw := data[nl.IFLA_BR_BRIDGE_ID]; len(raw) == 8 { // struct ifla_bridge_id
+			id = fmt.Sprintf("%x.%x", raw[:2], raw[2:])
+		}
+		stp = !allZero(data[nl.IFLA_BR_STP_STATE])
+		return nil
+	})
+	return id, stp, err
+}
+
+func allZero(value []byte) bool {
+	return !slices.ContainsFunc(value, func(b byte) bool { return b != 0 })
 }

@@ -125,7 +125,7 @@ func (o *op) dropNeighbors(networks map[string]*Network, live []*Container, seen
 
 // dropFiles removes directories and namespaces of containers that are in no record.
 func (o *op) dropFiles() error {
-	for _, kind := range []string{"netns", "containers"} {
+	for _, kind := range []string{dirNetns, dirContainers} {
 		dir := filepath.Join(o.m.root, kind)
 		entries, err := os.ReadDir(dir)
 		if errors.Is(err, os.ErrNotExist) {
@@ -141,11 +141,11 @@ func (o *op) dropFiles() error {
 			}
 			path := filepath.Join(dir, e.Name())
 			switch {
-			case known && (kind == "containers" || c.State != StateExited):
+			case known && (kind == dirContainers || c.State != StateExited):
 				continue
 			case !hexRule.MatchString(e.Name()):
 				continue // not a name that we give
-			case kind == "netns":
+			case kind == dirNetns:
 				err = netns.Unpersist(path)
 			default:
 				err = os.RemoveAll(path)

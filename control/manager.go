@@ -93,10 +93,17 @@ func Open(o Options) (*Manager, error) {
 // Close ends the use of the Manager; nothing of the host changes.
 func (m *Manager) Close() error { return nil }
 
-func (m *Manager) storePath() string { return filepath.Join(m.root, "store.db") }
+// What is below the root directory.
+const (
+	storeFile     = "store.db"
+	dirtyFile     = "dirty" // there while a command works on the kernel
+	dirNetns      = "netns"
+	dirContainers = "containers"
+)
 
-// dirtyPath is there while a command works on the kernel.
-func (m *Manager) dirtyPath() string { return filepath.Join(m.root, "dirty") }
+func (m *Manager) storePath() string { return filepath.Join(m.root, storeFile) }
+
+func (m *Manager) dirtyPath() string { return filepath.Join(m.root, dirtyFile) }
 
 // warn hands a line to the user that is no error.
 func (m *Manager) warn(format string, a ...any) {
@@ -140,10 +147,24 @@ func (m *Manager) takeStore(make bool) (*store.DB, error) {
 	}
 }
 
-// makeRoot makes the root directory for root's eyes only.
+// makeRoot makes the root directory for root's eyes only. One in which others have files
+// is neither closed to them nor, by uninstall, emptied: it is refused.
 func (m *Manager) makeRoot() error {
 	if err := os.MkdirAll(m.root, 0o700); err != nil {
 		return fmt.Errorf("root directory %s: %w", m.root, err)
+	}
+	if _, err := os.Stat(m.storePath()); errors.Is(err, fs.ErrNotExist) {
+		entries, err := os.ReadDir(m.root)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("root directory %s: %w", m.root, err)
+		}
+		for _, e := range entries {
+			switch e.Name() {
+			case storeFile, dirtyFile, dirNetns, dirContainers, "lost+found":
+			default:
+				return invalid("root directory %s: has files that are not bpfnet's (%.40q): name one that is empty, or not there yet", m.root, e.Name())
+			}
+		}
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(m.root, &st); err != nil {

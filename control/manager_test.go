@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,6 +50,26 @@ func TestRootOnly(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, mode, st.Mode().Perm(), path)
 	}
+}
+
+// A directory in which others have files is not taken for bpfnet's: not closed to them, and
+// not emptied by uninstall.
+func TestRootOfOthers(t *testing.T) {
+	l := newLab(t)
+	require.NoError(t, os.MkdirAll(filepath.Join(l.o.Root, "containers"), 0o755))
+	theirs := filepath.Join(l.o.Root, "theirs")
+	require.NoError(t, os.WriteFile(theirs, nil, 0o644))
+	require.NoError(t, os.Chmod(l.o.Root, 0o755))
+	err := l.m.Init(nil)
+	require.ErrorIs(t, err, ErrInvalid)
+	require.ErrorContains(t, err, `root directory `+l.o.Root+`: has files that are not bpfnet's ("theirs")`)
+	require.NoError(t, l.m.Uninstall())
+	st, err := os.Stat(l.o.Root)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o755), st.Mode().Perm())
+	require.FileExists(t, theirs)
+	require.NoError(t, os.Remove(theirs))
+	require.NoError(t, l.m.Init(nil), "what is bpfnet's own, of a store that was lost")
 }
 
 // A first command that fails leaves a host that nobody has touched.
@@ -240,5 +261,16 @@ func TestFlows(t *testing.T) {
 	bridges, err := l.m.Bridges()
 	require.NoError(t, err)
 	require.Equal(t, []BridgePort{{Device: ep.HostIf, Container: "web", Interface: "eth0"}}, bridges[0].Ports)
+	require.Regexp(t, `^8000\.[0-9a-f]{12}$`, bridges[0].ID)
+	require.False(t, bridges[0].STP)
+	l.inHost("", "ip", "link", "add", "br0", "type", "bridge", "stp_state", "1", "priority", "4096")
+	l.inHost("", "ip", "link", "set", "br0", "up")
+	_, err = l.m.CreateNetwork(NetworkOptions{Name: "own", Bridge: "br0", Subnets: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}})
+	require.NoError(t, err)
+	bridges, err = l.m.Bridges()
+	require.NoError(t, err)
+	i := slices.IndexFunc(bridges, func(b BridgeInfo) bool { return b.Name == "br0" })
+	require.Regexp(t, `^1000\.[0-9a-f]{12}$`, bridges[i].ID)
+	require.True(t, bridges[i].STP)
 	require.Contains(t, bridges[0].ID, "8000.")
 }

@@ -32,6 +32,7 @@ type op struct {
 	reconciling bool
 	dropFlows   bool           // what cannot be carried over may end
 	after       []func() error // once it has committed
+	gone        bool           // uninstalled: then the root directory goes, too
 
 	ns   *netns.NS
 	dp   datapath.Datapath
@@ -149,6 +150,9 @@ func (m *Manager) try(db *store.DB, fn func(*op) error) (*op, error) {
 	if err == nil {
 		for _, f := range o.after {
 			err = errors.Join(err, f())
+		}
+		if o.gone {
+			return o, errors.Join(err, m.removeRoot())
 		}
 		return o, errors.Join(err, m.markClean())
 	}

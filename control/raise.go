@@ -121,7 +121,7 @@ func (o *op) makeNetns(c *Container) (*netns.NS, error) {
 	if err != nil {
 		return nil, err
 	}
-	path := filepath.Join(o.m.root, "netns", c.ID)
+	path := filepath.Join(o.m.root, dirNetns, c.ID)
 	o.undo.add("netns "+path, func() error { return netns.Unpersist(path) })
 	err = netns.Persist(ns, path)
 	if err == nil {
@@ -195,5 +195,5 @@ func (o *op) lowerContainer(c *Container) error {
 // ownNetns says whether the namespace's name is ours to remove.
 func (o *op) ownNetns(c *Container) bool {
 	return !c.Attached && (c.Mode == ModeNetwork || c.Mode == ModeNone) &&
-		c.Netns == filepath.Join(o.m.root, "netns", c.ID)
+		c.Netns == filepath.Join(o.m.root, dirNetns, c.ID)
 }

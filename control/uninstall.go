@@ -17,15 +17,7 @@ import (
 // included, and removes the store. Their processes go on. On a host that was never
 // set up it does nothing.
 func (m *Manager) Uninstall() error {
-	done := false
-	err := m.change(nil, func(o *op) error {
-		done = true
-		return o.uninstall()
-	})
-	if err != nil || !done {
-		return err
-	}
-	return m.removeRoot()
+	return m.change(nil, (*op).uninstall)
 }
 
 func (o *op) uninstall() error {
@@ -66,16 +58,18 @@ func (o *op) uninstall() error {
 			return err
 		}
 	}
-	o.after = append(o.after, func() error { return removeIfThere(o.m.storePath()) })
+	o.gone = true
 	return nil
 }
 
-// removeRoot removes what is ours below root, and root if nothing else is there.
+// removeRoot removes what is ours below root, and root if nothing else is there. The store
+// goes last: with it goes the lock, and the next command makes its own.
 func (m *Manager) removeRoot() error {
-	errs := []error{removeIfThere(m.dirtyPath()), removeIfThere(m.storePath())}
-	for _, dir := range []string{"netns", "containers"} {
+	var errs []error
+	for _, dir := range []string{dirNetns, dirContainers} {
 		errs = append(errs, os.RemoveAll(filepath.Join(m.root, dir)))
 	}
+	errs = append(errs, removeIfThere(m.dirtyPath()), removeIfThere(m.storePath()))
 	err := os.Remove(m.root)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
 		errs = append(errs, err)
