@@ -17,7 +17,7 @@ type Options struct {
 	BPFFS    string
 	Netns    string // path; "" is the caller's
 	Cgroup   string
-	Datapath string // bpf (iptables: later)
+	Datapath string // bpf or iptables
 	Config   string // path of the configuration file
 
 	// Warn gets lines for the user that are no errors; nil: nobody does.

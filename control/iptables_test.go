@@ -278,6 +278,9 @@ func TestIPTablesUndo(t *testing.T) {
 	_, err = l.m.Publish("web", "8081:80")
 	require.ErrorContains(t, err, "iptables-nft-restore: line 7 failed")
 	require.NotContains(t, err.Error(), "\n")
+	no := false
+	err = l.m.Init(&Config{ICC: &no})
+	require.ErrorContains(t, err, "iptables-nft-restore: line 7 failed")
 	t.Setenv("PATH", path)
 	require.Equal(t, want, l.rules(iptables.NFT))
 	list, err := l.m.Publications("web")

@@ -96,6 +96,9 @@ func (h *pathHost) Settings() (s datapath.Settings, err error) {
 }
 
 func (h *pathHost) Networks() ([]datapath.Network, error) {
+	if h.o.tx == nil {
+		return nil, nil // see pathRecords
+	}
 	all, err := h.o.allNetworks()
 	list := make([]datapath.Network, 0, len(all))
 	for _, n := range all {
@@ -109,6 +112,9 @@ func (h *pathHost) Networks() ([]datapath.Network, error) {
 }
 
 func (h *pathHost) Endpoints() (list []datapath.Endpoint, err error) {
+	if h.o.tx == nil {
+		return nil, nil
+	}
 	parents, err := h.o.parents()
 	if err != nil {
 		return nil, err

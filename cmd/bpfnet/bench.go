@@ -77,6 +77,13 @@ Contenders: ` + strings.Join(bench.Contenders, " "),
 }
 
 // parseScale reads "1000x1".
+// untilInterrupted ends with a signal that should end this process. Nothing does before it has
+// taken its labs down: neither a signal, the second one included, nor a reader that has gone.
+func untilInterrupted() (ctx context.Context, stop func()) {
+	signal.Ignore(syscall.SIGPIPE)
+	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+}
+
 func parseScale(text string) (bench.Scale, error) {
 	var s bench.Scale
 	var rest string
@@ -88,10 +95,7 @@ func parseScale(text string) (bench.Scale, error) {
 
 func (a *app) bench(cmd *cobra.Command, o bench.Options, svgTo, jsonTo string) error {
 	o.Version = buildVersion().Version
-	// Nothing ends this process before it has taken its labs down: neither a signal, the
-	// second one included, nor a reader that has gone.
-	signal.Ignore(syscall.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := untilInterrupted()
 	defer stop()
 	line := progressLine(a.err)
 	o.Progress = line.show

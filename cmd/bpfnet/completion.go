@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/bpfnet/bpfnet/control"
 )
@@ -24,6 +25,7 @@ func complete(cmd *cobra.Command, flag string, fn completer) {
 func names(cmd *cobra.Command, skip []string, list func(*control.Manager) []string) ([]string, cobra.ShellCompDirective) {
 	a := &app{output: "text"}
 	// The hidden command that completes does not run what usually fills these.
+	_ = fromEnvironment(cmd, func(*pflag.Flag, string) {})
 	for name, to := range map[string]*string{
 		"root": &a.options.Root, "bpffs": &a.options.BPFFS, "netns": &a.options.Netns, "cgroup": &a.options.Cgroup,
 	} {

@@ -3,6 +3,9 @@
 package main
 
 import (
+	"context"
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/bpfnet/bpfnet/control/demo"
@@ -17,6 +20,14 @@ cgroup of their own: a web server is published and reached from everywhere.
 Explained line by line; leaves nothing behind.`,
 		Example: "  sudo bpfnet demo",
 		Args:    wantsNothing,
-		RunE:    func(*cobra.Command, []string) error { return demo.Run(a.out) },
+		RunE: func(*cobra.Command, []string) error {
+			ctx, stop := untilInterrupted()
+			defer stop()
+			err := demo.Run(ctx, a.out)
+			if errors.Is(err, context.Canceled) {
+				return &exitStatus{130, errors.New("demo: interrupted; nothing is left behind")}
+			}
+			return err
+		},
 	}
 }

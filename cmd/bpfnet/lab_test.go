@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/control/netns"
 )
 
@@ -432,4 +433,51 @@ func TestListsAreJSON(t *testing.T) {
 	require.Equal(t, "bpfnet: No such container: no-such\nbpfnet: No such container: neither\n", out)
 	l.must("rm", "-f", "web")
 	require.Equal(t, "[]", l.must("ps", "-o", "json"))
+}
+
+// What ps lists may end while it asks for the ports.
+func TestPsEnded(t *testing.T) {
+	l := newLab(t)
+	l.must("init")
+	m, err := control.Open(control.Options{Root: l.dir + "/root"})
+	require.NoError(t, err)
+	defer m.Close()
+	rows, err := psRows(m, []*control.Container{{ID: strings.Repeat("f", 64)}}, true)
+	require.NoError(t, err)
+	require.Empty(t, rows)
+}
+
+// Ctrl-C in the middle of the demo, and a reader that has gone, leave nothing behind.
+func TestDemoInterrupted(t *testing.T) {
+	groups := func() []string {
+		list, err := filepath.Glob(unifiedCgroup(t) + "/bpfnet-demo-*")
+		require.NoError(t, err)
+		return list
+	}
+	before, dir := groups(), t.TempDir()
+	for _, end := range []func(*exec.Cmd, io.ReadCloser) error{
+		func(cmd *exec.Cmd, _ io.ReadCloser) error { return cmd.Process.Signal(unix.SIGINT) },
+		func(_ *exec.Cmd, out io.ReadCloser) error { return out.Close() },
+	} {
+		var errs strings.Builder
+		cmd := exec.Command("/proc/self/exe", "demo")
+		cmd.Env, cmd.Stderr = append(os.Environ(), beBpfnet+"=1", "TMPDIR="+dir), &errs
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		lines := bufio.NewScanner(out)
+		for lines.Scan() && !strings.Contains(lines.Text(), "$ bpfnet attach") {
+		}
+		require.NotEmpty(t, groups())
+		require.NoError(t, end(cmd, out))
+		_, _ = io.Copy(io.Discard, out)
+		if err := cmd.Wait(); err != nil {
+			require.Equal(t, 130, cmd.ProcessState.ExitCode(), errs.String())
+			require.Equal(t, "bpfnet: demo: interrupted; nothing is left behind\n", errs.String())
+		}
+		require.Equal(t, before, groups())
+		left, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		require.Empty(t, left)
+	}
 }

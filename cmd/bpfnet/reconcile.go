@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -23,17 +24,17 @@ nothing without --drop-flows.`,
 		Args:    wantsNothing,
 		RunE: func(_ *cobra.Command, _ []string) error {
 			return a.with(func(m *control.Manager) error {
-				steps, err := m.ReconcileWith(opts)
-				if err != nil {
+				steps, err := m.ReconcileWith(opts) // what could be done has been, beside an error
+				if err != nil && len(steps) == 0 {
 					return err
 				}
 				if a.json() {
-					return a.printJSON(list(steps))
+					return errors.Join(err, a.printJSON(list(steps)))
 				}
 				for _, s := range steps {
 					fmt.Fprintln(a.out, s)
 				}
-				return nil
+				return err
 			})
 		},
 	}

@@ -110,17 +110,10 @@ func (a *app) prepare(cmd *cobra.Command) error {
 		return nil
 	}
 	a.prepared = true
-	var err error
 	outputFrom := "--output "
-	cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) {
-		key := "BPFNET_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if value, ok := os.LookupEnv(key); ok && !f.Changed && err == nil {
-			if bad := f.Value.Set(value); bad != nil {
-				err = fmt.Errorf("%s=%s: %w", key, value, bad)
-			}
-			if f.Name == "output" {
-				outputFrom = key + "="
-			}
+	err := fromEnvironment(cmd, func(f *pflag.Flag, key string) {
+		if f.Name == "output" {
+			outputFrom = key + "="
 		}
 	})
 	if err != nil {
@@ -134,6 +127,23 @@ func (a *app) prepare(cmd *cobra.Command) error {
 	}
 	a.options.Warn = func(line string) { fmt.Fprintf(a.err, "bpfnet: warning: %s\n", oneLine(line)) }
 	return nil
+}
+
+// fromEnvironment sets the global flags that were not given and that the environment has;
+// seen is told each.
+func fromEnvironment(cmd *cobra.Command, seen func(f *pflag.Flag, key string)) (err error) {
+	cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) {
+		key := "BPFNET_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value, ok := os.LookupEnv(key)
+		if !ok || f.Changed || err != nil {
+			return
+		}
+		if bad := f.Value.Set(value); bad != nil {
+			err = fmt.Errorf("%s=%s: %w", key, value, bad)
+		}
+		seen(f, key)
+	})
+	return err
 }
 
 func (a *app) json() bool { return a.output == "json" }

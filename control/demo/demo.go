@@ -49,8 +49,9 @@ type demo struct {
 	seen chan string
 }
 
-// Run shows the main job on out. The error is what did not work as it should.
-func Run(out io.Writer) (err error) {
+// Run shows the main job on out. The error is what did not work as it should, or that ctx
+// has ended: then nothing is left behind either.
+func Run(ctx context.Context, out io.Writer) (err error) {
 	if os.Geteuid() != 0 {
 		return control.ErrNotRoot
 	}
@@ -70,6 +71,9 @@ func Run(out io.Writer) (err error) {
 	}()
 	fmt.Fprint(out, picture)
 	for _, act := range []func() error{d.setUp, d.publish, d.fetch, d.world, d.icc, d.look} {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err := act(); err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}

@@ -42,7 +42,7 @@ const (
 // lockWait bounds, in seconds, the wait for others who change rules (/run/xtables.lock).
 const lockWait = "10"
 
-// findTool takes the flavour that was asked for, else the one whose rules are in the
+// findFlavour takes the flavour that was asked for, else the one whose rules are in the
 // namespace already, else the distribution's default. It runs on a thread in the namespace.
 func findFlavour(asked string) (string, error) {
 	switch asked {
