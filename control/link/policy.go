@@ -21,6 +21,9 @@ type Policy struct {
 	family int
 	rules  []rule
 	tables map[int]map[netip.Prefix]Route
+	// Broadcast addresses of the host's networks, before all rules: the kernel forwards
+	// nothing to them (net/ipv4/route.c).
+	broadcast map[netip.Prefix]Route
 }
 
 // Way is which rules a packet goes by.
@@ -93,7 +96,12 @@ func (p *Policy) readTables(h *netlink.Handle) error {
 		return err
 	}
 	by := make(map[int][]netlink.Route)
+	p.broadcast = make(map[netip.Prefix]Route)
 	for _, r := range all {
+		if r.Table == unix.RT_TABLE_LOCAL && r.Type == unix.RTN_BROADCAST {
+			dst := dstOf(r, p.family)
+			p.broadcast[dst] = Route{Dst: dst}
+		}
 		if named[r.Table] && r.Table != unix.RT_TABLE_LOCAL {
 			by[r.Table] = append(by[r.Table], r)
 		}
@@ -152,6 +160,7 @@ func (p *Policy) Routes(w Way) []Route {
 	for _, s := range slices.Backward(w.steps) {
 		out = join(p.tableOf(s), out)
 	}
+	out = join(p.broadcast, out)
 	list := make([]Route, 0, len(out))
 	for _, r := range out {
 		list = append(list, r)

@@ -116,12 +116,15 @@ func TestRoutesIPv4(t *testing.T) {
 	for _, nowhere := range []string{"10.66.0.0/16", "10.67.0.0/16", "10.68.0.0/16"} {
 		r.require(nowhere)
 	}
+	for _, broadcast := range []string{"10.1.255.255/32", "127.255.255.255/32", "192.0.2.255/32", "198.51.100.255/32", "203.0.113.255/32"} {
+		r.require(broadcast)
+	}
 	r.require("10.6.0.0/16", Hop{Ifindex: eth1, Source: a("198.51.100.1"), MTU: 1400})
 	// A device without an address borrows one, as the kernel does.
 	got, ok := r.find("10.7.0.0/16")
 	require.True(t, ok)
 	require.Equal(t, bare, got.Hops[0].Ifindex)
-	require.Len(t, r.list, 13, "%v", r.list)
+	require.Len(t, r.list, 18, "%v", r.list)
 
 	// What the kernel itself chooses, for an address in each prefix.
 	for _, one := range r.list {
@@ -139,7 +142,7 @@ func TestRoutesIPv4(t *testing.T) {
 	}
 
 	setSysctl(t, ns, "ipv4/conf/eth2/ignore_routes_with_linkdown", "0")
-	require.Len(t, usual(t, ns, netlink.FAMILY_V4), 15, "a route without carrier counts, as for the kernel")
+	require.Len(t, usual(t, ns, netlink.FAMILY_V4), 20, "a route without carrier counts, as for the kernel")
 
 	existing, err := ExistingRoutes(ns)
 	require.NoError(t, err)
@@ -201,9 +204,9 @@ func TestRoutesMany(t *testing.T) {
 		})
 	}
 	list := usual(t, ns, netlink.FAMILY_V4)
-	require.Len(t, list, 2001)
+	require.Len(t, list, 2002)
 	for i, one := range list {
-		require.Equal(t, "192.0.2.1", one.Hops[0].Source.String())
+		require.True(t, one.Dst.String() == "192.0.2.255/32" || one.Hops[0].Source.String() == "192.0.2.1")
 		require.True(t, i == 0 || ComparePrefix(list[i-1].Dst, one.Dst) < 0, "sorted")
 	}
 }

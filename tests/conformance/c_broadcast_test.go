@@ -100,6 +100,22 @@ func TestC12(t *testing.T) {
 	})
 }
 
+// A broadcast address of a network beyond the host is nobody's: the kernel forwards nothing to it either.
+//
+//	s ── H ── X
+func TestDirectedBroadcast(t *testing.T) {
+	parallel(t)
+	c, s, _, _ := mainCast(t)
+	seen := lab.CaptureIn(t, c.Client, "eth0", marked("to all of X's"))
+	from := c.audience("n1", s)["srv"]
+	before := c.drops("NO_ROUTE")
+	require.NoError(t, from.send(netip.MustParseAddr("203.0.113.255"), "to all of X's"))
+	require.True(t, soon(func() bool { return c.drops("NO_ROUTE") == before+1 }))
+	require.Empty(t, seen.Frames())
+	require.NoError(t, from.send(netip.MustParseAddr(lab.ClientIPv4), "to all of X's, to one of them"))
+	require.True(t, soon(func() bool { return len(seen.Frames()) == 1 }))
+}
+
 // shouted lets from send to everybody of a network by each address, and requires that each of the
 // audience but itself hears it exactly once.
 func (c *cast) shouted(network string, audience map[string]*listener, from *listener) {
