@@ -101,7 +101,7 @@ static __noinline int decide_published(struct __sk_buff *skb, struct scratch *s,
 			return REASON_NO_ROUTE;
 	} else if (server != s->endpoint && ((n->flags & NETWORK_ICC) || (e && e->network != number) ||
 				      linked(s->endpoint, server)))
-		return enter_keeping_port(skb, s, server);
+		return enter_keeping_port(skb, s, s->endpoint);
 	s->flow.saddr = s->packet.family == 4 ? n->gateway4 : n->gateway6;
 	return enter_with_port(skb, s, s->endpoint, 0);
 }
@@ -264,6 +264,8 @@ __noinline int from_endpoint_slow(struct __sk_buff *skb)
 		return drop(skb, REASON_ERROR);
 	p = &s->packet;
 	s->contained = 1;
+	if (!err && foreign_sum(skb, p))
+		return drop(skb, REASON_MALFORMED);
 	/* A flow was decided with all that follows. */
 	if (!err) {
 		verdict = known(skb, s);

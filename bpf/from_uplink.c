@@ -6,14 +6,6 @@
  */
 #include "lib/fragment.h"
 
-/* A source that nobody in the world can have. */
-static __noinline bool martian(const struct addr *a)
-{
-	return addr_unspecified(a) || addr_loopback(a) || addr_multicast(a) ||
-	       (!(a->w[0] | a->w[1]) && a->w[2] == V4_MAPPED && a->w[3] == 0xffffffff) ||
-	       network_of(a) || host_addr(a);
-}
-
 /* Routed networks: published container ports and ping are reached by the
  * container's own address. Returns a reason. */
 static __noinline int decide_routed_in(struct scratch *s, __u32 network)

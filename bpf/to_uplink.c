@@ -77,7 +77,7 @@ static __noinline int from_child(struct __sk_buff *skb)
 	int err;
 
 	err = start(skb, &s, skb->ifindex, ETH_HLEN);
-	if (!s || err)
+	if (!s || err || foreign_sum(skb, &s->packet))
 		return MISS;
 	p = &s->packet;
 	if (p->kind == PACKET_FRAGMENT && p->frag_off) {

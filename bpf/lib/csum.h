@@ -49,6 +49,11 @@ static __always_inline __u16 csum_apply(__u16 check, __u32 delta)
 /* The part of struct sk_buff that a program cannot see in __sk_buff. */
 struct sk_buff {
 	__u8 ip_summed:2;
+	__u16 csum_start;		/* of CHECKSUM_PARTIAL, from head on */
+	__u16 csum_offset;		/* of the field, from there on */
+	__u16 network_header;		/* from head on */
+	unsigned char *head;
+	unsigned char *data;
 } __attribute__((preserve_access_index));
 
 void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;

@@ -34,6 +34,49 @@ static __always_inline __u8 ip_summed(struct __sk_buff *skb)
 	return BPF_CORE_READ_BITFIELD_PROBED((struct sk_buff *)skb, ip_summed);
 }
 
+/* Of a CHECKSUM_PARTIAL packet: is the field that a device will fill another one than that of the
+ * header at offset l4? Who sends by a packet socket names it (PACKET_VNET_HDR), and the kernel
+ * looks only that it lies in the packet: it could be half of an address that has been checked.
+ * An inner header's, of a tunnel, is behind what we look at. */
+static __always_inline bool sum_misplaced(struct __sk_buff *skb, __u32 l4, __u8 proto)
+{
+	unsigned char *head, *data;
+	__u16 start, offset;
+	__u32 at;
+
+	if (bpf_cast_to_kern_ctx) {
+		struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
+
+		start = kernel->csum_start;
+		offset = kernel->csum_offset;
+		head = kernel->head;
+		data = kernel->data;
+	} else {
+		struct sk_buff *kernel = (struct sk_buff *)skb;
+
+		start = BPF_CORE_READ(kernel, csum_start);
+		offset = BPF_CORE_READ(kernel, csum_offset);
+		head = BPF_CORE_READ(kernel, head);
+		data = BPF_CORE_READ(kernel, data);
+	}
+	at = start - (__u32)((__u64)data - (__u64)head);
+	if (at != l4)
+		return (__s32)(at - l4) < 8;
+	switch (proto) {
+	case IPPROTO_TCP:
+		return offset != __builtin_offsetof(struct tcphdr, check);
+	case IPPROTO_UDP:
+		return offset != __builtin_offsetof(struct udphdr, check);
+	case IPPROTO_SCTP:
+		return offset != 8;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return offset != __builtin_offsetof(struct icmphdr, checksum);
+	default:
+		return false; /* nothing of it is looked at */
+	}
+}
+
 /* Is the packet too long for the way out? A GSO packet counts as its segments, which
  * have headers bytes from the IP header on before their payload. */
 static __always_inline bool too_big(struct __sk_buff *skb, __u32 l2, __u32 headers, __u32 mtu)

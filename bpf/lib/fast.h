@@ -74,6 +74,31 @@ static __always_inline bool flow_usable(struct __sk_buff *skb, struct ethhdr *et
 	return true;
 }
 
+/* Was the entry used again while it was read? Another CPU may delete it, and give its memory to
+ * another flow at once, while this one waits, as a virtual one may at any place: then what was
+ * read of it means nothing. The next one has the same two ports once in tens of thousands. */
+static __always_inline bool reused(const struct flow *f, __u32 ports)
+{
+	barrier();
+	return *(const volatile word *)&f->tuple.sport != ports;
+}
+
+/* As sum_misplaced, of a packet that is all that the fast path asks for. headers is the length
+ * of the IP header. */
+static __always_inline bool sum_elsewhere(struct __sk_buff *skb, __u32 headers, __u8 proto)
+{
+	__u16 check = proto == IPPROTO_TCP ? __builtin_offsetof(struct tcphdr, check) : __builtin_offsetof(struct udphdr, check);
+	struct sk_buff *kernel;
+
+	if (bpf_cast_to_kern_ctx) {
+		kernel = bpf_cast_to_kern_ctx(skb);
+		return kernel->csum_start != kernel->network_header + headers || kernel->csum_offset != check;
+	}
+	kernel = (struct sk_buff *)skb;
+	return BPF_CORE_READ(kernel, csum_start) != BPF_CORE_READ(kernel, network_header) + headers ||
+	       BPF_CORE_READ(kernel, csum_offset) != check;
+}
+
 static __always_inline bool fast4(struct __sk_buff *skb, void *data, void *end, __u32 zone, enum hook hook,
 				   int *verdict)
 {
@@ -83,6 +108,7 @@ static __always_inline bool fast4(struct __sk_buff *skb, void *data, void *end, 
 	__u32 ports, kind;
 	__u16 *check;
 	struct flow *f;
+	__u8 summed;
 	__u64 key;
 
 	touch(&flows4);
@@ -104,15 +130,21 @@ static __always_inline bool fast4(struct __sk_buff *skb, void *data, void *end, 
 		return false;
 	if (fast_too_big(skb, l2_of(hook), l2_of(hook) + sizeof(*ip), kind, f->mtu))
 		return false;
+	summed = ip_summed(skb);
+	if (hook == HOOK_ENDPOINT && summed == CHECKSUM_PARTIAL &&
+	    unlikely(sum_elsewhere(skb, sizeof(*ip), ip->protocol)))
+		return false;
 	if (!flow_usable(skb, eth, f, hook, &ip->ttl))
 		return false;
 	*verdict = PASS;
 	if (f->verdict == VERDICT_STACK)
 		return true;
 	*(word *)l4 = *(word *)&f->sport;
-	fix_transport(skb, check, ip->protocol == IPPROTO_UDP, 4, ip_summed(skb), f);
+	fix_transport(skb, check, ip->protocol == IPPROTO_UDP, 4, summed, f);
 	fix4(ip, f);
 	*verdict = hook == HOOK_TUNNEL ? send_headless(skb, f, 4) : send(skb, eth, f, 4);
+	if (unlikely(reused(f, ports)))
+		*verdict = drop(skb, REASON_NO_FLOW);
 	return true;
 }
 
@@ -145,16 +177,21 @@ static __always_inline bool fast6(struct __sk_buff *skb, void *data, void *end, 
 		return false;
 	if (fast_too_big(skb, l2_of(hook), l2_of(hook) + sizeof(*ip), kind, f->mtu))
 		return false;
+	summed = ip_summed(skb);
+	if (hook == HOOK_ENDPOINT && summed == CHECKSUM_PARTIAL &&
+	    unlikely(sum_elsewhere(skb, sizeof(*ip), ip->nexthdr)))
+		return false;
 	if (!flow_usable(skb, eth, f, hook, &ip->hop_limit))
 		return false;
 	*verdict = PASS;
 	if (f->verdict == VERDICT_STACK)
 		return true;
-	summed = ip_summed(skb);
 	*(word *)l4 = *(word *)&f->sport;
 	fix_transport(skb, check, ip->nexthdr == IPPROTO_UDP, 6, summed, f);
 	fix6(skb, ip, summed, f);
 	*verdict = hook == HOOK_TUNNEL ? send_headless(skb, f, 6) : send(skb, eth, f, 6);
+	if (unlikely(reused(f, ports)))
+		*verdict = drop(skb, REASON_NO_FLOW);
 	return true;
 }
 

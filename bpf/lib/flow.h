@@ -216,10 +216,24 @@ static __noinline void flow_retire(struct tuple *t, struct flow *f, struct tuple
 	s->flow.expect = s->reply.expect = 0;
 	put_half_open(&s->flow, BPF_ANY);
 	put_half_open(&s->reply, BPF_ANY);
-	/* f and other may be freed by others from here on, but not reused before
-	 * the end of this program (RCU). */
 	flow_unlist(t, f, twin);
 	count(COUNTER_FLOW_CLOSED);
+}
+
+/* Its packets may be on two CPUs at once: only the first may list the flow. */
+static __always_inline bool claim(struct flow *f)
+{
+	union {
+		struct {
+			__u8 verdict, state, flags, kind;
+		};
+		__u32 word;
+	} was, is;
+
+	was.word = *(volatile __u32 *)&f->verdict;
+	is = was;
+	is.state = FLOW_ESTABLISHED;
+	return was.state == FLOW_ANSWERED && __sync_val_compare_and_swap((__u32 *)&f->verdict, was.word, is.word) == was.word;
 }
 
 /* The initiator has proved itself. f is its half-open entry. */
@@ -236,11 +250,18 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 		return;
 	if (owner && e && !quota_left(e, c))
 		return;
+	if (!claim(f))
+		return;
+	if (!tuple_equal(&f->tuple, t)) { /* used again meanwhile */
+		f->state = FLOW_ANSWERED;
+		return;
+	}
 	if (!slot_take(t, f, &index)) {
+		f->state = FLOW_ANSWERED;
 		count(t->family == 4 ? COUNTER_FULL_FLOWS4 : COUNTER_FULL_FLOWS6);
 		return;
 	}
-	f->state = other->state = FLOW_ESTABLISHED;
+	other->state = FLOW_ESTABLISHED;
 	f->timeout = other->timeout = flow_timeout(f, proto);
 	f->slot = other->slot = index;
 	f->flags |= FLOW_LISTED;
@@ -257,7 +278,7 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 		}
 		delete_established(twin);
 	}
-	/* Another CPU was first, or memory is short: still half-open. */
+	/* Its tuple is taken, or memory is short: still half-open. */
 	if (err != -17 /* EEXIST */)
 		count(t->family == 4 ? COUNTER_FULL_FLOWS4 : COUNTER_FULL_FLOWS6);
 	f->flags &= ~FLOW_LISTED;
@@ -284,6 +305,30 @@ static __always_inline long flow_reserve(struct scratch *s)
 		return -17; /* EEXIST */
 	}
 	return 0;
+}
+
+/* Is f closed, so that a SYN on its tuple opens a new connection (RFC 6191)? Of an established
+ * flow a reset alone does not say that, which anybody on the way may have made up. */
+static __always_inline bool flow_closed(const struct flow *f)
+{
+	if (f->state != FLOW_CLOSING)
+		return false;
+	return ((f->flags & FLOW_FIN) && (f->flags & FLOW_FIN_TWIN)) || !(f->flags & (FLOW_LISTED | FLOW_REPLY));
+}
+
+/* Has neither direction of f been used for its time? t is f's tuple; twin becomes the other's. */
+__noinline int flow_over(struct tuple *t, struct flow *f, struct tuple *twin)
+{
+	__u32 tick = now();
+	struct flow *other;
+
+	if (!t || !f || !twin)
+		return false;
+	twin_of(twin, t, f);
+	if (!flow_idle(f, tick))
+		return false;
+	other = find(twin);
+	return !other || flow_idle(other, tick);
 }
 
 static __always_inline bool seq_within(__u32 seq, __u32 from, __u32 window)

@@ -152,9 +152,10 @@ __noinline int later_fragment(struct __sk_buff *skb, struct scratch *s, int earl
 	if (err == RECORDED_LAST)
 		bpf_map_delete_elem(&datagrams, &a->key.datagram);
 	f = find(&s->tuple);
-	if (!f || f->verdict == VERDICT_STACK || flow_stale(f, clock()))
+	if (!f || f->verdict == VERDICT_STACK || flow_stale(f, clock()) || !take(s, f))
 		return drop(skb, REASON_NO_FLOW);
-	return follow_first(skb, s, take(skb, s, f));
+	account(skb, s, f);
+	return follow_first(skb, s, &s->flow);
 }
 
 #endif

@@ -155,7 +155,9 @@ __noinline int icmp_error(struct __sk_buff *skb, struct scratch *s, __u32 reason
 		return DROP;
 	p = &s->packet;
 	drop(skb, reason);
-	if (!icmp_allowed()) {
+	/* As the kernel (net/ipv4/icmp.c, net/ipv6/icmp.c): without these a transfer stalls, and
+	 * each is smaller than what asked for it. */
+	if (!big && !icmp_allowed()) {
 		count(COUNTER_ICMP_LIMITED);
 		return DROP;
 	}

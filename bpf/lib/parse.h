@@ -171,6 +171,8 @@ __noinline int walk(struct __sk_buff *skb, struct chain *c)
 		if (bpf_skb_load_bytes(skb, c->off, &ext, sizeof(ext)))
 			return REASON_MALFORMED;
 		if (c->next == 44) {
+			if (c->fragment) /* nobody sends a second one (RFC 8200 section 4.1) */
+				return REASON_UNSUPPORTED;
 			c->fragment = c->off;
 			c->frag_off = ext.frag_off;
 			if (bpf_skb_load_bytes(skb, c->off + 4, &c->id, sizeof(c->id)))

@@ -2,7 +2,7 @@
 /*
  * Choosing the source port of a translated flow. Masquerade takes its ports from the
  * pool, without those that are published or that a socket of the host holds (RFC 4787
- * section 4.2.1: no overlap with the host's own); the gateway's own, behind which the
+ * section 4.2.1: no overlap with the host's own; of SCTP no program can see sockets); the gateway's own, behind which the
  * host and hairpins appear, are taken in order, so that one is not used again before the
  * server's TIME_WAIT is likely over. TCP's have a preferred one, see port_offset. To enter
  * the reply's tuple is the reservation.
@@ -200,10 +200,10 @@ static __always_inline int enter_at(struct port_search *search)
 	twin_of(&s->twin, &s->tuple, &s->flow);
 	other = find(&s->twin);
 	if (other) {
-		/* Free if it has timed out; or if both sides have closed it, and every
-		 * other port of the pool was used since. */
+		/* Free if it has timed out both ways (who only sends keeps it, too); or if both
+		 * sides have closed it, and every other port of the pool was used since. */
 		if ((other->flags & FLOW_LISTED) ||
-		    (!flow_idle(other, now()) &&
+		    (!flow_over(&s->twin, other, &s->ended) &&
 		     (c->world || c->turn < PORT_TRIES || other->state != FLOW_CLOSING)))
 			return REASON_NO_PORT;
 		flow_end(&s->twin, other, &s->ended);
@@ -211,6 +211,20 @@ static __always_inline int enter_at(struct port_search *search)
 	if (c->world && host_socket(search->skb, &s->twin))
 		return REASON_NO_PORT;
 	return enter(s, c->owner);
+}
+
+/* Does somebody publish s->flow's source port? SCTP's cannot be another: of a server's own
+ * published port associations go out, too. */
+static __noinline bool port_published(const struct scratch *s, __u32 port)
+{
+	struct rule *rule;
+	__u32 id;
+
+	if (s->packet.proto != IPPROTO_SCTP)
+		return slot_of_port(s->packet.family, s->packet.proto, port);
+	id = publication(&s->flow.saddr, bpf_htons(port), s->packet.proto, s->packet.family, 1);
+	rule = bpf_map_lookup_elem(&rules, &id);
+	return id && !(rule && (s->packet.family == 4 ? rule->endpoint4 : rule->endpoint6) == s->flow.src.id);
 }
 
 static long try_port(__u32 n, struct port_search *search)
@@ -229,8 +243,8 @@ static long try_port(__u32 n, struct port_search *search)
 	if (!port)
 		return 1;
 	s->flow.sport = bpf_htons(port);
-	if (c->world && s->packet.proto != IPPROTO_SCTP) {
-		if (slot_of_port(s->packet.family, s->packet.proto, port))
+	if (c->world) {
+		if (port_published(s, port))
 			goto next;
 		if (c->exclusive && !c->first && n < PORT_TRIES && mapping_taken(s))
 			return 0;
@@ -362,8 +376,7 @@ __noinline int make_way(struct scratch *s)
 	f = find(&t);
 	if (!f)
 		return 0;
-	twin_of(&other, &t, f);
-	if (!tuple_equal(&other, &s->tuple) && !flow_idle(f, now()))
+	if (!flow_over(&t, f, &other) && !tuple_equal(&other, &s->tuple))
 		return REASON_NO_PORT;
 	flow_end(&t, f, &other);
 	return 0;

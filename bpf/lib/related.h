@@ -217,6 +217,14 @@ static __always_inline bool readdress(struct __sk_buff *skb, const struct scratc
 	return !bpf_skb_store_bytes(skb, p->l4 + 2, &check, sizeof(check), 0);
 }
 
+/* A source that nobody in the world can have. */
+static __noinline bool martian(const struct addr *a)
+{
+	return addr_unspecified(a) || addr_loopback(a) || addr_multicast(a) ||
+	       (!(a->w[0] | a->w[1]) && a->w[2] == V4_MAPPED && a->w[3] == 0xffffffff) ||
+	       network_of(a) || host_addr(a);
+}
+
 /* Sends the error in s->packet where the packet that it quotes came from. MISS when
  * that belongs to no flow of ours. */
 __noinline int related(struct __sk_buff *skb, struct scratch *s)
@@ -234,6 +242,8 @@ __noinline int related(struct __sk_buff *skb, struct scratch *s)
 		return MISS;
 	if (flow_stale(f, clock()) || flow_idle(f, now()))
 		return drop(skb, REASON_NO_FLOW);
+	if (s->packet.zone == ZONE_WORLD && martian(&s->packet.saddr))
+		return drop(skb, REASON_MARTIAN);
 	/* Work on a copy: the entry may go meanwhile. */
 	s->flow = *f;
 	f = &s->flow;

@@ -28,6 +28,13 @@ static __always_inline int start(struct __sk_buff *skb, struct scratch **s, __u3
 	return err;
 }
 
+/* See sum_misplaced. A later fragment has no header. */
+static __always_inline bool foreign_sum(struct __sk_buff *skb, const struct packet *p)
+{
+	return p->family && ip_summed(skb) == CHECKSUM_PARTIAL &&
+	       sum_misplaced(skb, p->l4, p->kind == PACKET_FRAGMENT && p->frag_off ? 0 : p->proto);
+}
+
 /* The address we speak from when f's packet cannot be forwarded. */
 static __always_inline void our_address(struct scratch *s)
 {
@@ -79,21 +86,26 @@ __noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
 	return deliver(skb, f, p);
 }
 
-/* Counts the packet and works on a copy: an entry that is deleted meanwhile, by
- * the promotion of this very packet or by eviction, is used again at once. */
-static __always_inline struct flow *take(struct __sk_buff *skb, struct scratch *s, struct flow *f)
+/* A copy of f, the entry of s->tuple, in s->flow: an entry that is deleted meanwhile, by this
+ * very packet or by another CPU, is used again at once. False: it has been. */
+static __always_inline bool take(struct scratch *s, const struct flow *f)
+{
+	s->flow = *f;
+	barrier();
+	return tuple_equal(&s->flow.tuple, &s->tuple);
+}
+
+static __always_inline void account(struct __sk_buff *skb, const struct scratch *s, struct flow *f)
 {
 	f->seen = s->tick;
 	f->packets++;
 	f->bytes += skb->len;
-	s->flow = *f;
-	return &s->flow;
 }
 
 /* The packet of a flow that is known, or MISS, and MISS if asked again. */
 __noinline int known(struct __sk_buff *skb, struct scratch *s)
 {
-	struct flow *f, *other;
+	struct flow *f, *was, *other;
 	__u32 tick;
 	bool syn;
 	int err;
@@ -105,7 +117,10 @@ __noinline int known(struct __sk_buff *skb, struct scratch *s)
 		return MISS;
 	s->asked = 1;
 	tuple_of(&s->tuple, &s->packet);
+	syn = s->packet.proto == IPPROTO_TCP && (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 	f = find(&s->tuple);
+	if (!f && !syn)
+		f = find_promoted(&s->tuple);
 	if (!f)
 		return MISS;
 	if (s->contained) {
@@ -122,26 +137,29 @@ __noinline int known(struct __sk_buff *skb, struct scratch *s)
 		flow_end(&s->tuple, f, &s->twin);
 		return MISS;
 	}
-	twin_of(&s->twin, &s->tuple, f);
-	syn = s->packet.proto == IPPROTO_TCP && (s->packet.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-	if (f->kind != FLOW_LOCAL && (syn || !(f->flags & FLOW_LISTED) || flow_idle(f, tick))) {
+	if (!take(s, f))
+		return drop(skb, REASON_NO_FLOW);
+	was = &s->flow;
+	twin_of(&s->twin, &s->tuple, was);
+	if (was->kind != FLOW_LOCAL && (syn || !(was->flags & FLOW_LISTED) || flow_idle(was, tick))) {
 		other = find(&s->twin);
-		/* A SYN on a closed tuple opens a new connection (RFC 6191); a flow whose
-		 * other half was evicted cannot be answered. */
-		if (!other || (syn && f->state == FLOW_CLOSING) ||
-		    (flow_idle(f, tick) && flow_idle(other, tick))) {
-			flow_end(&s->tuple, f, &s->twin);
+		if (!other)
+			other = find_promoted(&s->twin);
+		/* A flow whose other half was evicted cannot be answered. */
+		if (!other || (syn && flow_closed(was)) ||
+		    (flow_idle(was, tick) && flow_idle(other, tick))) {
+			flow_end(&s->tuple, was, &s->twin);
 			return MISS;
 		}
-	} else if (flow_idle(f, tick)) {
+	} else if (flow_idle(was, tick)) {
 		delete_half_open(&s->tuple);
 		return MISS;
 	}
-	if (f->kind == FLOW_LOCAL) {
+	if (was->kind == FLOW_LOCAL) {
 		f->seen = tick;
 		return PASS;
 	}
-	take(skb, s, f);
+	account(skb, s, f);
 	flow_track(s, f);
 	return follow(skb, s, &s->flow);
 }

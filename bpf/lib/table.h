@@ -46,11 +46,20 @@ static __always_inline struct flow *find_half_open(const struct tuple *t)
 	return f && tuple_equal(&f->tuple, t) ? f : NULL;
 }
 
+/* A flow that goes to the other table is put there before it is deleted here. So one that both
+ * sides have closed is found by this, while one that is promoted at this very moment, by another
+ * CPU, may be missed: see find_promoted. */
 static __always_inline struct flow *find(const struct tuple *t)
 {
 	struct flow *f = find_established(t);
 
 	return f ? f : find_half_open(t);
+}
+
+/* After find has missed, where a flow is likely to exist: is it established by now? */
+static __always_inline struct flow *find_promoted(const struct tuple *t)
+{
+	return find_established(t);
 }
 
 static __always_inline long put_established(const struct flow *f)

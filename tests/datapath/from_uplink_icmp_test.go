@@ -191,6 +191,12 @@ func TestFromUplinkErrorLimit(t *testing.T) {
 			if tick(w) == start {
 				require.Equal(w.t, []int{redirect, redirect, redirect, drop, drop}, verdicts)
 				require.EqualValues(w.t, limited+2, w.counter(loader.BPFCounterCOUNTER_ICMP_LIMITED))
+				// Without these a transfer stalls, whoever has asked for the others.
+				p := opening(f.client, f.host, udp)
+				p.payload = make([]byte, 1600)
+				for range rate + 2 {
+					w.check(w.objs.FromUplink, w.uplink, p.frame(), tooBig(p.frame(), f.host, 1500))
+				}
 				return
 			}
 		}

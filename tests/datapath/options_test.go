@@ -115,6 +115,9 @@ func TestOptionsRouting(t *testing.T) {
 	}
 	atomic := []byte{0, 0, 0, 0, 0, 0, 0, 9}
 	w.check(w.objs.FromUplink, w.uplink, withHeader(in.frame(), 44, atomic), sent(withHeader(out.frame(), 44, atomic)))
+	// Of two, the receiver goes by the first.
+	piece := []byte{44, 0, 0, 1, 0, 0, 0, 9}
+	w.utter(epS, withHeader(withHeader(opening(f.s, f.p, udp).frame(), 44, atomic), 44, piece), refused(loader.BPFReasonREASON_UNSUPPORTED))
 	ask := opening(f.p, f.client.at(53).via(f.gw), udp).frame()
 	for name, frame := range map[string][]byte{
 		"header past the packet":             edited(extended(ask, 1), func(b []byte) { b[ethLen+ip6Len+1] = 1 }),

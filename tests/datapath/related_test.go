@@ -4,6 +4,7 @@ package datapath
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -223,6 +224,11 @@ func TestRelatedForged(t *testing.T) {
 						"another addressee":     in(r.from, second.via(r.to), kind, quote),
 						"of a later fragment":   in(r.from, r.to, kind, quoted(fragment(frame, 2, false), pick(six, 0, 8), 8)),
 						"an error about errors": in(r.from, r.to, kind, quoted(problem(r.to, r.from, 64, kind, 0, 0, quote), 0, 60)),
+					}
+					if r.program == w.objs.FromUplink {
+						for _, from := range []netip.Addr{pick(six, netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()), f.s.addr, f.host.addr, second.addr} {
+							w.check(r.program, r.ifindex, in(withAddr(r.from, from), r.to, kind, quote), refused(loader.BPFReasonREASON_MARTIAN))
+						}
 					}
 					for name, in := range cases {
 						w.sub(name, func(w *world) {

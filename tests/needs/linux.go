@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package needs is for tests whose subject came with a later kernel than the oldest that
-// bpfnet runs on.
+// bpfnet runs on, or takes more than a machine may have.
 package needs
 
 import (
@@ -29,6 +29,25 @@ func Linux(t testing.TB, major, minor int, what string) {
 	if older {
 		t.Skipf("%s%s came with Linux %d.%d, this is %s", verdict.NotApplicable, what, major, minor, release)
 	}
+}
+
+// CPUs ends a test of what happens on several processors at once, as not applicable, on a
+// machine that has fewer (an emulated one has one). Else it says which it may use.
+func CPUs(t testing.TB, n int) (list []int) {
+	t.Helper()
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		t.Fatalf("sched_getaffinity: %v", err)
+	}
+	for i := 0; len(list) < min(n, set.Count()); i++ {
+		if set.IsSet(i) {
+			list = append(list, i)
+		}
+	}
+	if len(list) < n {
+		t.Skipf("%sit takes %d processors, here are %d", verdict.NotApplicable, n, len(list))
+	}
+	return list
 }
 
 func isOlder(release string, major, minor int) (bool, error) {

@@ -143,7 +143,7 @@ func (w *work) enterAgain(owner uint32) loader.BPFReason {
 	}
 	other := twin(w.tuple, &w.flow)
 	g := w.find(other)
-	if twin(other, g) != w.tuple && !w.idle(g) {
+	if twin(other, g) != w.tuple && !w.over(other, g) {
 		return noPort
 	}
 	w.end(other, g)

@@ -236,7 +236,7 @@ func (w *work) decidePublished(id uint32) loader.BPFReason {
 			return noRoute
 		}
 	} else if server != w.endpoint && (n.ICC || elsewhere || w.linked(w.endpoint, server)) {
-		return w.enterKeeping(server)
+		return w.enterKeeping(w.endpoint)
 	}
 	w.flow.Src = n.gateway(w.p.six)
 	return w.gatewayPort(w.endpoint)

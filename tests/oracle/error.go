@@ -10,7 +10,8 @@ import (
 )
 
 // report tells the sender why its packet is not forwarded (RFC 792, 1191, 4443): from the
-// gateway to a container, else from the address that was asked; so many a second.
+// gateway to a container, else from the address that was asked; so many a second, but for those
+// without which a transfer stalls.
 func (w *work) report(reason loader.BPFReason, mtu uint16) Verdict {
 	w.drop(reason)
 	from := w.p.dst
@@ -23,10 +24,12 @@ func (w *work) report(reason loader.BPFReason, mtu uint16) Verdict {
 	if w.errors.tick != w.Now {
 		w.errors.tick, w.errors.sent = w.Now, 0
 	}
-	if w.errors.sent >= w.Settings.ICMPRate {
-		return Drop
+	if reason != tooBig {
+		if w.errors.sent >= w.Settings.ICMPRate {
+			return Drop
+		}
+		w.errors.sent++
 	}
-	w.errors.sent++
 	w.refused = true
 	p := &w.p
 	// The header with its options, and of the transport what a TCP header takes, or what there is.
@@ -153,6 +156,9 @@ func (w *work) related() Verdict {
 	}
 	g := *entry
 	f, p := &g, &w.p
+	if w.zone == 0 && w.nobody(p.src) {
+		return w.drop(martian)
+	}
 	if f.Flags&hop != 0 && p.ttl <= 1 {
 		return w.drop(ttlExceeded)
 	}

@@ -224,6 +224,18 @@ func (m *Model) promote(t Tuple, f *Flow) {
 	m.count(f, 1)
 }
 
+// closed says whether a SYN opens a new connection (RFC 6191): both sides have said FIN, or it
+// never was one; a reset may be made up.
+func closed(f *Flow) bool {
+	return f.State == stateClosing && (f.Flags&sentFIN != 0 && f.Flags&twinFIN != 0 || f.Flags&(listed|isReply) == 0)
+}
+
+// over says whether neither direction of a flow was used in time.
+func (m *Model) over(t Tuple, f *Flow) bool {
+	g := m.find(twin(t, f))
+	return m.idle(f) && (g == nil || m.idle(g))
+}
+
 // track follows the state of a flow by one packet.
 func (m *Model) track(p *packet, t Tuple, f *Flow) {
 	other := twin(t, f)

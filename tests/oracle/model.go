@@ -379,9 +379,8 @@ func (w *work) known() Verdict {
 	}
 	opening := w.p.proto == tcp && w.p.flags&(syn|ack) == syn
 	if other := w.find(twin(t, f)); opening || f.Flags&listed == 0 || w.idle(f) {
-		// A SYN on a closed tuple opens a new connection (RFC 6191); a flow whose other half was
-		// evicted cannot be answered.
-		if other == nil || opening && f.State == stateClosing || w.idle(f) && w.idle(other) {
+		// A flow whose other half was evicted cannot be answered.
+		if other == nil || opening && closed(f) || w.idle(f) && w.idle(other) {
 			w.end(t, f)
 			return miss
 		}

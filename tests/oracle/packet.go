@@ -147,6 +147,9 @@ func walk(b []byte, off int, next uint8) (c chain, reason loader.BPFReason) {
 			return c, malformed
 		}
 		if c.proto == 44 {
+			if c.fragment != 0 {
+				return c, unsupported
+			}
 			h = bytes(b, c.l4, 8)
 			if h == nil {
 				return c, malformed

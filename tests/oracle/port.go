@@ -56,7 +56,7 @@ func (w *work) free(port uint16, leaving bool) (Tuple, *Flow, bool) {
 	if g == nil {
 		return other, nil, true
 	}
-	return other, g, g.Flags&listed == 0 && (w.idle(g) || leaving && g.State == stateClosing)
+	return other, g, g.Flags&listed == 0 && (w.over(other, g) || leaving && g.State == stateClosing)
 }
 
 // enterAt enters the flow with a port.
@@ -133,6 +133,13 @@ func (w *work) portOffset() uint32 {
 // its answer, and has to be one that it was free to take.
 func (w *work) worldPort(owner uint32) loader.BPFReason {
 	if w.p.proto == sctp {
+		id, ok := w.Ports[Port{w.p.six, sctp, w.p.sport, w.flow.Src}]
+		if !ok {
+			id = w.Ports[Port{Six: w.p.six, Proto: sctp, Port: w.p.sport}]
+		}
+		if r := w.Rules[id]; id != 0 && (r == nil || r.server(w.p.six) != w.flow.From.ID) {
+			return noPort
+		}
 		return w.enterAt(w.p.sport, 0, owner, true)
 	}
 	key := inner{netip.AddrPortFrom(w.p.src, w.p.sport), w.flow.Src, w.zone}

@@ -49,6 +49,13 @@ type Rule struct {
 	Sources              []netip.Prefix // nil: anybody
 }
 
+func (r *Rule) server(six bool) uint32 {
+	if six {
+		return r.Endpoint6
+	}
+	return r.Endpoint4
+}
+
 // Port is where a publication is found. Addr is not valid: on all of the host's.
 type Port struct {
 	Six   bool
