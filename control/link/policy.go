@@ -100,7 +100,7 @@ func (p *Policy) readTables(h *netlink.Handle) error {
 	for _, r := range all {
 		if r.Table == unix.RT_TABLE_LOCAL && r.Type == unix.RTN_BROADCAST {
 			dst := dstOf(r, p.family)
-			p.broadcast[dst] = Route{Dst: dst}
+			p.broadcast[dst] = Route{Dst: dst, Broadcast: r.LinkIndex}
 		}
 		if named[r.Table] && r.Table != unix.RT_TABLE_LOCAL {
 			by[r.Table] = append(by[r.Table], r)

@@ -20,6 +20,9 @@ type Route struct {
 	Dst  netip.Prefix // masked; of length 0 for the default route
 	Hops []Hop        // none: the prefix is not reached (blackhole, unreachable, prohibit)
 
+	// Broadcast is the index of the device whose broadcast address Dst is; 0: it is none.
+	Broadcast int
+
 	throw bool // look on by the next rule
 }
 

@@ -41,7 +41,7 @@ func TestPortOfOneWayFlow(t *testing.T) {
 
 // Two packets of a flow that prove its initiator, on two CPUs at the same time: it is listed once.
 func TestPromotedOnce(t *testing.T) {
-	const rounds = 4000
+	const rounds = 2000
 	two := needs.CPUs(t, 2)
 	w := newWorld(t)
 	ns, err := netns.Current()

@@ -119,6 +119,9 @@ func (p *Path) refreshRoutes(isUplink map[int]bool) (changed bool, err error) {
 	var want []maps.Route
 	for number, way := range w.tables {
 		for _, r := range append(pol.V4.Routes(way.v4), pol.V6.Routes(way.v6)...) {
+			if r.Broadcast != 0 && !isUplink[r.Broadcast] {
+				continue // nobody is sent that way anyhow
+			}
 			hops := hopsBy(r.Hops, isUplink)
 			if len(hops) > 0 || !own[r.Dst] { // what is for a network the programs know without
 				want = append(want, maps.Route{Table: number, Prefix: r.Dst, Hops: hops})
