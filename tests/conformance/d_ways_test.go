@@ -216,7 +216,7 @@ func TestD2Published(t *testing.T) {
 		for _, proto := range []string{"tcp", "udp"} {
 			conn, err := lab.Dial(w.Client, proto, f.w, at(f.hx, 8080), wait)
 			require.NoError(w.t, err)
-			open = append(open, w.talk(proto+" from W", func(i int64) error {
+			open = append(open, w.talk(proto+" from W", talkPace, func(i int64) error {
 				payload := fmt.Sprint("question ", i)
 				line, err := conn.Ask(payload, wait)
 				return heard(line, err, "srv", payload)

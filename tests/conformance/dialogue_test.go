@@ -25,8 +25,12 @@ type dialogue struct {
 	err      error // once done is closed
 }
 
-// talkPace is between two questions: it leaves the processor to the others.
-const talkPace = time.Millisecond
+// talkPace is between two questions: it leaves the processor to the others. callPace is between
+// two connections: a closed one's port rests for 60 s, and there are 28,232 (one in 2.1 ms).
+const (
+	talkPace = time.Millisecond
+	callPace = 3 * time.Millisecond
+)
 
 // talking asks server at to over one socket, by "tcp" or "udp", until the talk is ended.
 func (c *cast) talking(proto string, from *netns.NS, to, server string) *dialogue {
@@ -34,7 +38,7 @@ func (c *cast) talking(proto string, from *netns.NS, to, server string) *dialogu
 	to = detour(to)
 	conn, err := lab.Dial(from, proto, "", to, wait)
 	require.NoError(c.t, err, "%s to %s", proto, to)
-	return c.talk(fmt.Sprintf("%s to %s", proto, to), func(i int64) error {
+	return c.talk(fmt.Sprintf("%s to %s", proto, to), talkPace, func(i int64) error {
 		payload := fmt.Sprintf("question %d", i)
 		line, err := conn.Ask(payload, wait)
 		return heard(line, err, server, payload)
@@ -44,7 +48,7 @@ func (c *cast) talking(proto string, from *netns.NS, to, server string) *dialogu
 // calling asks server at to over a new socket each time.
 func (c *cast) calling(proto string, from *netns.NS, to, server string) *dialogue {
 	c.t.Helper()
-	return c.talk(fmt.Sprintf("new %s to %s", proto, to), func(int64) error {
+	return c.talk(fmt.Sprintf("new %s to %s", proto, to), callPace, func(int64) error {
 		reply, err := ask(from, proto, "", to, wait)
 		if err == nil && reply.Server != server {
 			err = fmt.Errorf("answered by %s", reply.Server)
@@ -56,7 +60,7 @@ func (c *cast) calling(proto string, from *netns.NS, to, server string) *dialogu
 // pinging sends echo requests.
 func (c *cast) pinging(from *netns.NS, to string) *dialogue {
 	c.t.Helper()
-	return c.talk("ping of "+to, func(i int64) error {
+	return c.talk("ping of "+to, talkPace, func(i int64) error {
 		_, err := lab.Echo{To: to, ID: 0x7a1c, Seq: uint16(i), Wait: wait}.Send(from)
 		return err
 	}, func() error { return nil })
@@ -73,12 +77,12 @@ func heard(line string, err error, server, payload string) error {
 	return err
 }
 
-func (c *cast) talk(what string, question func(i int64) error, end func() error) *dialogue {
+func (c *cast) talk(what string, pause time.Duration, question func(i int64) error, end func() error) *dialogue {
 	k := &dialogue{t: c.t, what: what, stop: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(k.done)
 		defer end()
-		pace := time.NewTicker(talkPace)
+		pace := time.NewTicker(pause)
 		defer pace.Stop()
 		for {
 			if err := question(k.answered.Load()); err != nil {

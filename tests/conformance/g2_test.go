@@ -189,7 +189,7 @@ func changedLayout(t *testing.T) {
 		from       *netns.NS
 		to, server string
 	}{{c.Client, at(lab.HostIPv4, 8080), "srv"}, {c.Client, at(lab.HostIPv6, 8080), "srv"}, {s.ns, at(lab.ClientIPv4, 9000), "X"}, {c.Host, "127.0.0.1:8080", "srv"}} {
-		fresh = append(fresh, c.talk("new tcp to "+x.to, func(int64) error {
+		fresh = append(fresh, c.talk("new tcp to "+x.to, callPace, func(int64) error {
 			reply, err := ask(x.from, "tcp", "", x.to, 3*wait)
 			if err == nil && reply.Server != x.server {
 				err = fmt.Errorf("answered by %s", reply.Server)
