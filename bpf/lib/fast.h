@@ -83,8 +83,8 @@ static __always_inline bool reused(const struct flow *f, __u32 ports)
 	return *(const volatile word *)&f->tuple.sport != ports;
 }
 
-/* As sum_misplaced, of a packet that is all that the fast path asks for. headers is the length
- * of the IP header. */
+/* As sum_misplaced, of a packet that is all that the fast path asks for, and by one field instead
+ * of two pointers: the kernel has set it on the way in. headers is the length of the IP header. */
 static __always_inline bool sum_elsewhere(struct __sk_buff *skb, __u32 headers, __u8 proto)
 {
 	__u16 check = proto == IPPROTO_TCP ? __builtin_offsetof(struct tcphdr, check) : __builtin_offsetof(struct udphdr, check);

@@ -2,10 +2,10 @@
 /*
  * Choosing the source port of a translated flow. Masquerade takes its ports from the
  * pool, without those that are published or that a socket of the host holds (RFC 4787
- * section 4.2.1: no overlap with the host's own; of SCTP no program can see sockets); the gateway's own, behind which the
- * host and hairpins appear, are taken in order, so that one is not used again before the
- * server's TIME_WAIT is likely over. TCP's have a preferred one, see port_offset. To enter
- * the reply's tuple is the reservation.
+ * section 4.2.1: no overlap with the host's own; SCTP's sockets no program can see); the
+ * gateway's own, behind which the host and hairpins appear, are taken in order, so that one
+ * is not used again before the server's TIME_WAIT is likely over. TCP's have a preferred
+ * one, see port_offset. To enter the reply's tuple is the reservation.
  *
  * A UDP socket keeps its port for all destinations (RFC 4787 REQ-1, endpoint-independent
  * mapping) and has it for itself, as long as the pool allows: beyond that ports are

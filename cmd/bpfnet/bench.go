@@ -76,7 +76,6 @@ Contenders: ` + strings.Join(bench.Contenders, " "),
 	return c
 }
 
-// parseScale reads "1000x1".
 // untilInterrupted ends with a signal that should end this process. Nothing does before it has
 // taken its labs down: neither a signal, the second one included, nor a reader that has gone.
 func untilInterrupted() (ctx context.Context, stop func()) {
@@ -84,6 +83,7 @@ func untilInterrupted() (ctx context.Context, stop func()) {
 	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 }
 
+// parseScale reads "1000x1".
 func parseScale(text string) (bench.Scale, error) {
 	var s bench.Scale
 	var rest string

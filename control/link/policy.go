@@ -22,7 +22,7 @@ type Policy struct {
 	rules  []rule
 	tables map[int]map[netip.Prefix]Route
 	// Broadcast addresses of the host's networks, before all rules: the kernel forwards
-	// nothing to them (net/ipv4/route.c).
+	// nothing to them (net/ipv4/route.c: bc_forwarding).
 	broadcast map[netip.Prefix]Route
 }
 

@@ -80,7 +80,6 @@ func (r *reader) table(list []netlink.Route) map[netip.Prefix]Route {
 		case unix.RTN_THROW:
 			route.throw = true
 		case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT, unix.RTN_LOCAL:
-		case unix.RTN_BROADCAST: // nor does the kernel forward to it (net/ipv4/route.c: bc_forwarding)
 		default:
 			continue
 		}

@@ -66,8 +66,8 @@ func TestUnit(t *testing.T) {
 	})
 	asking = s.keepAsking("8080")
 	step("follows", func(s *system) { s.follows("late") })
-	// networkd takes the address away that the talk has, and gives it back: to the host's own
-	// connections, too, what comes in between is nobody's.
+	// networkd takes the address away that the talk has, and gives it back. A connection may be
+	// reset by that: what comes in between finds no flow, and reaches the host's own stack.
 	asking.stop(t)
 	asking = nil
 	step("networkd", func(s *system) {
