@@ -74,22 +74,24 @@ static __always_inline struct route *route_kept(__u32 endpoint, const struct add
  * Brings f up to date with the host's addresses and routes. A flow follows its
  * route to another gateway, and to another uplink if its source address stays
  * right there. 0, or:
- * REASON_NO_ROUTE	there is no way now; the flow goes on when there is again
- * REASON_NO_FLOW	it is over: the host's address in it is lost, or belongs to
- *			an uplink that its route has left
+ * REASON_NO_ROUTE	there is no way now, or the host's address in it is gone; the flow
+ *			goes on when they are there again (a lease that is renewed)
+ * REASON_NO_FLOW	it is over: the address it is sent to is not the host's any more, or
+ *			is now; or its route has another source for it
  */
 __noinline int flow_way(struct flow *f)
 {
+	bool lost = false;
 	struct route *r;
 
 	if (!f)
 		return REASON_ERROR;
 	/* Sent in the host's name. */
 	if ((f->kind == FLOW_MASQUERADE && f->verdict == VERDICT_UPLINK) ||
-	    (f->kind == FLOW_PUBLISHED && (f->flags & FLOW_REPLY) && f->verdict != VERDICT_LO)) {
-		if (!host_addr(&f->saddr))
-			return REASON_NO_FLOW;
-	}
+	    (f->kind == FLOW_PUBLISHED && (f->flags & FLOW_REPLY) && f->verdict != VERDICT_LO))
+		lost = !host_addr(&f->saddr);
+	if (lost && f->kind == FLOW_PUBLISHED)
+		return REASON_NO_ROUTE;
 	/* Sent to the host. */
 	if (f->kind == FLOW_HOST && f->verdict == VERDICT_HOST && !(f->flags & FLOW_REPLY)) {
 		if (!host_addr(&f->daddr) && !addr_link_local6(&f->daddr))
@@ -100,10 +102,12 @@ __noinline int flow_way(struct flow *f)
 	if (host_addr(&f->daddr))
 		return REASON_NO_FLOW;
 	r = route_kept(f->src.id, &f->daddr, f);
-	if (!r)
+	if (!r || (lost && addr_zero(&r->source)))
 		return REASON_NO_ROUTE;
-	if (f->kind == FLOW_MASQUERADE && r->ifindex != f->ifindex && !addr_equal(&r->source, &f->saddr))
+	if (f->kind == FLOW_MASQUERADE && (lost || r->ifindex != f->ifindex) && !addr_equal(&r->source, &f->saddr))
 		return REASON_NO_FLOW;
+	if (lost)
+		return REASON_NO_ROUTE;
 	f->ifindex = r->ifindex;
 	f->mtu = r->mtu ? r->mtu : 65535;
 	f->nexthop = addr_zero(&r->nexthop) ? f->daddr : r->nexthop;

@@ -185,6 +185,40 @@ func TestD2(t *testing.T) {
 	})
 }
 
+// D2: an address that the host loses and gets back (a lease that is renewed, an uplink that is
+// configured anew) ends no connection, those that ask meanwhile included.
+func TestD2AddressBack(t *testing.T) {
+	parallel(t)
+	c, s, p, _ := ownCast(t)
+	lab.ServeTCP(t, c.Client, "X", ":9000")
+	c.daemon()
+	for i, f := range worlds {
+		t.Run([]string{"IPv4", "IPv6"}[i], func(t *testing.T) {
+			c := c.in(t)
+			c.within(promptly, "the world", answered(p.ns, "tcp", "", at(f.x, 9000), "X", f.hx))
+			own := f.hx + map[string]string{"-4": "/24", "-6": "/64"}[f.flag]
+			talks := []*dialogue{c.talking("tcp", c.Client, at(f.hx, 8080), "srv"), c.talking("tcp", p.ns, at(f.x, 9000), "X"),
+				c.talking("tcp", s.ns, at(f.x, 9000), "X")}
+			for _, gone := range []bool{true, true, false, false, false, false} {
+				dropped := c.drops("NO_ROUTE")
+				lab.DelAddr(t, c.Host, c.X.Device, own)
+				if gone { // until each has been refused
+					c.within(promptly, "no way", func() error {
+						if n := c.drops("NO_ROUTE") - dropped; n < 6 {
+							return fmt.Errorf("%d refused", n)
+						}
+						return nil
+					})
+				}
+				lab.AddAddr(t, c.Host, c.X.Device, own)
+				unharmed(talks...)
+			}
+			over(talks...)
+			require.Zero(t, c.counter("flow_stale"))
+		})
+	}
+}
+
 // D2: the answers of a published port follow their route, too: the client has two cables.
 //
 //	H ─┬─ eth0 ───────────────── eth0 ─┬─ X, W 192.0.2.99

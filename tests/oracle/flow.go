@@ -113,8 +113,9 @@ func (m *Model) stale(f *Flow) loader.BPFReason {
 func (m *Model) wayOf(f *Flow) loader.BPFReason {
 	reply := f.Flags&isReply != 0
 	inHostsName := f.Kind == masquerade && f.Verdict == toUplink || f.Kind == published && reply && f.Verdict != toLo
-	if inHostsName && !m.hostAddr(f.Src) {
-		return noFlow
+	lost := inHostsName && !m.hostAddr(f.Src)
+	if lost && f.Kind == published {
+		return noRoute
 	}
 	if f.Kind == host && f.Verdict == toHost && !reply && !m.hostAddr(f.Dst) && !linkLocal6(f.Dst) {
 		return noFlow
@@ -130,7 +131,10 @@ func (m *Model) wayOf(f *Flow) loader.BPFReason {
 		return noRoute
 	}
 	way := m.kept(r, f)
-	if f.Kind == masquerade && way.Ifindex != f.Ifindex && way.Source != f.Src {
+	switch another := way.Source != f.Src; {
+	case lost && (!another || !way.Source.IsValid()):
+		return noRoute
+	case f.Kind == masquerade && another && (lost || way.Ifindex != f.Ifindex):
 		return noFlow
 	}
 	f.take(way, f.Dst)
