@@ -35,18 +35,34 @@ static __always_inline bool foreign_sum(struct __sk_buff *skb, const struct pack
 	       sum_misplaced(skb, p->l4, p->kind == PACKET_FRAGMENT && p->frag_off ? 0 : p->proto);
 }
 
-/* The address we speak from when f's packet cannot be forwarded. */
-static __always_inline void our_address(struct scratch *s)
+/* The address we speak from when f's packet cannot be forwarded: to a container its gateway's, to
+ * others the one they asked; where that is a container's own, the host's on the way back. */
+__noinline int our_address(struct scratch *s, struct flow *f)
 {
-	__u32 id = s->endpoint, number;
-	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &id);
+	__u32 id, number;
+	struct endpoint *e;
 	struct network *n;
+	struct route *r;
 
-	number = id && e ? e->network : 0;
-	n = bpf_map_lookup_elem(&networks, &number);
+	if (!s || !f)
+		return REASON_ERROR;
 	s->addr = s->packet.daddr;
+	id = s->endpoint ? s->endpoint : f->dst.id;
+	if (s->packet.zone == ZONE_WORLD && f->kind == FLOW_ROUTED) {
+		r = route_to(id, &s->packet.saddr);
+		if (r && !addr_zero(&r->source)) {
+			s->addr = r->source;
+			return 0;
+		}
+	} else if (!s->endpoint) {
+		return 0;
+	}
+	e = bpf_map_lookup_elem(&endpoints, &id);
+	number = e ? e->network : 0;
+	n = bpf_map_lookup_elem(&networks, &number);
 	if (number && n)
 		s->addr = s->packet.family == 4 ? n->gateway4 : n->gateway6;
+	return 0;
 }
 
 /* Only the kernel can measure such pieces, and by the device's MTU. */
@@ -77,7 +93,7 @@ __noinline int follow(struct __sk_buff *skb, struct scratch *s, struct flow *f)
 	if (big && skb->gso_size == GSO_BY_FRAGS)
 		big = pieces_too_big(skb, f->ifindex);
 	if (expired || big) {
-		our_address(s);
+		our_address(s, f);
 		if (addr_unspecified(&s->addr))
 			return drop(skb, expired ? REASON_TTL_EXCEEDED : REASON_TOO_BIG);
 		return icmp_error(skb, s, expired ? REASON_TTL_EXCEEDED : REASON_TOO_BIG,

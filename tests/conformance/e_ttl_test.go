@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/control/netns"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
@@ -88,6 +89,46 @@ func TestE8(t *testing.T) {
 			{"container to host", s.ns, c.Host, [2]string{eth0, bridge}, gw1.addr(family).String(), 0, 0, netip.Addr{}},
 		} {
 			t.Run(fmt.Sprintf("ping %s, IPv%d", w.name, family), func(t *testing.T) { c.in(t).echoHops(w, family) })
+		}
+	}
+}
+
+// E8: the same where nothing is translated: from and to a routed network, by its containers' own
+// addresses, out of a network without masquerade, and between networks that are open to each other.
+// Who asks a container by its own address hears the router, and not the container.
+//
+//	X ──── 1 less ────► routed        plain ──── 1 less ────► X        one ──── 1 less ────► two
+func TestE8Routed(t *testing.T) {
+	parallel(t)
+	c := newCast(t, lab.RouteToHost())
+	off := false
+	open := func(o *control.NetworkOptions) { o.Isolate = &off }
+	c.network("routed", 5, true, func(o *control.NetworkOptions) { o.Routed = true })
+	c.network("plain", 6, true, func(o *control.NetworkOptions) { o.Masquerade = &off })
+	c.network("n7", 7, true, open)
+	c.network("n8", 8, true, open)
+	r, plain := c.container("routed", "routed", publish("8085:80", "8085:80/udp")), c.container("plain", "plain")
+	one, two := c.container("one", "n7"), c.container("two", "n8")
+	c.serve(r, 80)
+	c.serve(two, 80)
+	lab.ServeTCP(t, c.Client, "world", ":7000")
+	lab.ServeUDP(t, c.Client, "world", ":7000")
+	for i, family := range ipVersions {
+		host, world := netip.MustParseAddr([]string{lab.HostIPv4, lab.HostIPv6}[i]), []string{lab.ClientIPv4, lab.ClientIPv6}[i]
+		devices := [2]string{"eth0", "eth0"}
+		for _, w := range []way{
+			{"X to routed", c.Client, r.ns, devices, at(c.station(r, "routed").addr(family), 80), 80, 1, host},
+			{"routed to X", r.ns, c.Client, devices, at(world, 7000), 7000, 1, c.gateway("routed").addr(family)},
+			{"plain to X", plain.ns, c.Client, devices, at(world, 7000), 7000, 1, c.gateway("plain").addr(family)},
+			{"network to network", one.ns, two.ns, devices, at(c.station(two, "n8").addr(family), 80), 80, 1, c.gateway("n7").addr(family)},
+		} {
+			t.Run(fmt.Sprintf("%s, IPv%d", w.name, family), func(t *testing.T) {
+				c := c.in(t)
+				for _, proto := range []string{"tcp", "udp"} {
+					c.hops(w, proto)
+					c.expires(w, proto)
+				}
+			})
 		}
 	}
 }

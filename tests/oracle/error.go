@@ -4,20 +4,34 @@ package oracle
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"slices"
 
 	"github.com/bpfnet/bpfnet/loader"
 )
 
-// report tells the sender why its packet is not forwarded (RFC 792, 1191, 4443): from the
-// gateway to a container, else from the address that was asked; so many a second, but for those
-// without which a transfer stalls.
-func (w *work) report(reason loader.BPFReason, mtu uint16) Verdict {
-	w.drop(reason)
-	from := w.p.dst
+// speaker is who we are to f's sender: the gateway to a container, else the address that was asked;
+// where that is a container's, the host's on the way back.
+func (w *work) speaker(f *Flow) netip.Addr {
 	if w.network != 0 {
-		from = w.Networks[w.network].gateway(w.p.six)
+		return w.Networks[w.network].gateway(w.p.six)
 	}
+	if w.zone != zoneWorld || f.Kind != routed {
+		return w.p.dst
+	}
+	if r := w.route(f.To.ID, w.p.src); r != nil {
+		if h := w.spread(r, f.To.ID, w.p.src); h.Source.IsValid() {
+			return h.Source
+		}
+	}
+	return w.Networks[w.Endpoints[f.To.ID].Network].gateway(w.p.six)
+}
+
+// report tells the sender why f's packet is not forwarded (RFC 792, 1191, 4443); so many a second,
+// but for those without which a transfer stalls.
+func (w *work) report(f *Flow, reason loader.BPFReason, mtu uint16) Verdict {
+	w.drop(reason)
+	from := w.speaker(f)
 	if !from.IsValid() || from.IsUnspecified() {
 		return Drop
 	}

@@ -265,9 +265,9 @@ func (w *work) follow(f *Flow) Verdict {
 	}
 	switch {
 	case f.Flags&hop != 0 && p.ttl <= 1:
-		return w.report(ttlExceeded, 0)
+		return w.report(f, ttlExceeded, 0)
 	case w.tooLong(f, header):
-		return w.report(tooBig, f.MTU)
+		return w.report(f, tooBig, f.MTU)
 	case f.Verdict == toStack:
 		return Pass
 	case f.Flags&(toIPv4|toIPv6) != 0:
