@@ -72,6 +72,33 @@ func TestRootOfOthers(t *testing.T) {
 	require.NoError(t, l.m.Init(nil), "what is bpfnet's own, of a store that was lost")
 }
 
+// The pins of another store's host are its own as long as that store is there.
+func TestPinsOfOthers(t *testing.T) {
+	l := newLab(t)
+	l.container("web", ContainerOptions{Publish: []string{"8080:80"}})
+	before := l.state()
+	o := l.o
+	o.Root = filepath.Join(t.TempDir(), "another")
+	m, err := Open(o)
+	require.NoError(t, err)
+	require.ErrorContains(t, m.Init(nil), "whose store is "+filepath.Join(l.o.Root, "store.db")+": use its --root, or another --bpffs")
+	_, err = m.CreateNetwork(NetworkOptions{Name: "net"})
+	require.ErrorIs(t, err, loader.ErrOwned)
+	_, err = m.Reconcile()
+	require.ErrorIs(t, err, loader.ErrOwned)
+	require.NoError(t, m.Uninstall())
+	require.NoDirExists(t, o.Root)
+	require.Equal(t, before, l.state())
+	lines, err := l.m.Reconcile()
+	require.NoError(t, err)
+	require.Empty(t, lines)
+
+	// Lost with all that it knew: the next one's.
+	require.NoError(t, os.RemoveAll(l.o.Root))
+	require.NoError(t, m.Init(nil))
+	require.NoError(t, m.Uninstall())
+}
+
 // A first command that fails leaves a host that nobody has touched.
 func TestFirstCommandFails(t *testing.T) {
 	l := newLab(t)

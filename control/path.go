@@ -68,6 +68,7 @@ type pathHost struct{ o *op }
 func (h *pathHost) Netns() (*netns.NS, error)       { return h.o.hostNetns() }
 func (h *pathHost) Cookie() uint64                  { return h.o.host.Cookie }
 func (h *pathHost) Pins() string                    { return h.o.host.BPFFS }
+func (h *pathHost) Owner() string                   { return h.o.m.storePath() }
 func (h *pathHost) Cgroup() string                  { return h.o.host.Cgroup }
 func (h *pathHost) Uplinks() ([]link.Uplink, error) { return h.o.uplinks() }
 func (h *pathHost) Lo() *link.Lo                    { return &h.o.host.Lo }

@@ -297,14 +297,41 @@ func TestAttachments(t *testing.T) {
 func TestClaim(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind string) {
 		first, second, m := testPins(t), testPins(t), newCounter(t)
-		require.NoError(t, Claim(first))
+		require.NoError(t, Claim(Options{BPFFS: first}))
 		_, err := Attach(counting(t, "from_lo", m), "from_lo", 1, Ingress, first)
 		require.NoError(t, err)
-		require.NoError(t, Claim(first), "does not know itself")
-		require.ErrorIs(t, Claim(second), ErrClaimed)
+		require.NoError(t, Claim(Options{BPFFS: first}), "does not know itself")
+		require.ErrorIs(t, Claim(Options{BPFFS: second}), ErrClaimed)
 		require.NoError(t, Detach("from_lo", 1, first))
-		require.NoError(t, Claim(second))
+		require.NoError(t, Claim(Options{BPFFS: second}))
 	})
+}
+
+// Pins have one owner, as long as that is there.
+func TestOwner(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, nil, 0o600))
+		return path
+	}
+	pins, first, second := testPins(t), file("first"), file("second")
+	require.NoError(t, Mount(pins))
+	require.NoError(t, Claim(Options{BPFFS: pins, Owner: second}), "nobody's yet")
+	for _, owner := range []string{first, first, filepath.Join(dir, ".", "first"), ""} {
+		require.NoError(t, setOwner(pins, owner))
+	}
+	require.NoError(t, os.Symlink(first, filepath.Join(dir, "another-way")))
+	require.NoError(t, Claim(Options{BPFFS: pins, Owner: filepath.Join(dir, "another-way")}))
+	err := Claim(Options{BPFFS: pins, Owner: second})
+	require.ErrorIs(t, err, ErrOwned)
+	require.ErrorContains(t, err, first)
+	require.ErrorIs(t, setOwner(pins, second), ErrOwned)
+	require.NoError(t, os.Remove(first))
+	require.NoError(t, setOwner(pins, second), "the first is gone")
+	require.ErrorIs(t, Claim(Options{BPFFS: pins, Owner: file("first")}), ErrOwned)
+	require.NoError(t, Uninstall(Options{BPFFS: pins}))
+	require.NoDirExists(t, pins)
 }
 
 func TestRecordNames(t *testing.T) {

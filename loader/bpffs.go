@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,7 +23,8 @@ const systemBPFFS = "/sys/fs/bpf"
 const mountSource = "bpfnet"
 
 // Mount makes dir, mode 0700, on a bpffs: on the one that dir lies on, else on
-// a new one at /sys/fs/bpf when dir is below that, else on a new one at dir.
+// a new one at /sys/fs/bpf when dir is below that, else on a new one at dir, which must
+// be empty.
 func Mount(dir string) error {
 	if !filepath.IsAbs(dir) {
 		return fmt.Errorf("bpffs %s: not an absolute path", dir)
@@ -59,6 +61,13 @@ func mountAt(dir string) error {
 	}
 	if on, err := onBPFFS(dir); err != nil || on {
 		return err
+	}
+	hidden, err := f.Readdirnames(1)
+	if err == nil {
+		return fmt.Errorf("bpffs %s: has files (%.40q), which a mount would hide: name a directory that is empty, or not there yet", dir, hidden[0])
+	}
+	if !errors.Is(err, io.EOF) {
+		return fmt.Errorf("bpffs %s: %w", dir, pathCause(err))
 	}
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_RELATIME)
 	if err := unix.Mount(mountSource, dir, "bpf", flags, "mode=0700"); err != nil {

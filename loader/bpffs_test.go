@@ -75,6 +75,8 @@ func TestMountRefuses(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	require.Error(t, Mount(file))
+	require.ErrorContains(t, Mount(filepath.Dir(file)), `has files ("file"), which a mount would hide`)
+	require.FileExists(t, file)
 }
 
 func TestProbe(t *testing.T) {

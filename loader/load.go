@@ -49,6 +49,9 @@ func load(spec *ebpf.CollectionSpec, digest string, o Options) (_ *Objects, err 
 	}
 	defer unlock()
 
+	if err := setOwner(o.bpffs(), o.Owner); err != nil {
+		return nil, err
+	}
 	if err := resume(o.bpffs()); err != nil {
 		return nil, err
 	}
@@ -160,7 +163,7 @@ func Uninstall(o Options) error {
 	if err := detachAll(dir); err != nil {
 		return err
 	}
-	for _, sub := range []string{linksDir(dir), programsDir(dir), mapsDir(dir), nextDir(dir), readyDir(dir), oldDir(dir)} {
+	for _, sub := range []string{linksDir(dir), programsDir(dir), mapsDir(dir), nextDir(dir), readyDir(dir), oldDir(dir), ownerPath(dir)} {
 		if err := os.RemoveAll(sub); err != nil {
 			return fmt.Errorf("bpffs %s: %w", sub, pathCause(err))
 		}

@@ -276,7 +276,7 @@ func TestNoLeaks(t *testing.T) {
 			require.NoError(t, err)
 			_, err = Attach(p, "from_lo", 1, Ingress, o.BPFFS)
 			require.NoError(t, err)
-			require.NoError(t, Claim(o.BPFFS))
+			require.NoError(t, Claim(o))
 			_, err = Attachments(o.BPFFS)
 			require.NoError(t, err)
 			_, err = Attach(p, "from_lo", 4711, Ingress, o.BPFFS)
@@ -334,7 +334,7 @@ func TestUninstall(t *testing.T) {
 		require.NoDirExists(t, o.BPFFS)
 		newSender(t).send(t, 1)
 		require.Zero(t, count(t, m), "still attached")
-		require.NoError(t, Claim(o.BPFFS))
+		require.NoError(t, Claim(o))
 		require.NoError(t, Uninstall(o))
 	})
 }

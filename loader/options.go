@@ -27,6 +27,10 @@ type Options struct {
 	// component must not contain a dot when it lies on an existing bpffs.
 	BPFFS string
 
+	// Owner is a file whose existence says that the pins are in use, an absolute path; empty:
+	// nobody asks, and nothing is written down.
+	Owner string
+
 	Sizes Sizes
 
 	// DropFlows lets Load end all flows, and start maps empty, when a map cannot be

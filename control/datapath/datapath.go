@@ -180,6 +180,7 @@ type Host interface {
 	Netns() (*netns.NS, error)
 	Cookie() uint64 // of the namespace
 	Pins() string   // directory of a BPF file system
+	Owner() string  // file that is there as long as they are ours
 	Cgroup() string // directory
 	Settings() (Settings, error)
 	Uplinks() ([]link.Uplink, error)

@@ -11,18 +11,22 @@ import (
 	"github.com/bpfnet/bpfnet/maps"
 )
 
+// pins are where the host's programs and maps are.
+func (p *Path) pins() loader.Options {
+	return loader.Options{BPFFS: p.host.Pins(), Owner: p.host.Owner()}
+}
+
 // Install loads programs and maps, and attaches what the host's devices need.
 func (p *Path) Install() error {
 	ns, err := p.host.Netns()
 	if err != nil {
 		return err
 	}
-	pins := p.host.Pins()
-	if err := ns.Do(func() error { return loader.Claim(pins) }); err != nil {
+	if err := ns.Do(func() error { return loader.Claim(p.pins()) }); err != nil {
 		return err
 	}
 	p.host.Undo("programs and maps", func() error {
-		return ns.Do(func() error { return loader.Uninstall(loader.Options{BPFFS: pins}) })
+		return ns.Do(func() error { return loader.Uninstall(p.pins()) })
 	})
 	if err := p.loadPrograms(); err != nil {
 		return err
@@ -44,7 +48,7 @@ func (p *Path) Resume() error {
 	if err != nil {
 		return err
 	}
-	if err := ns.Do(func() error { return loader.Claim(p.host.Pins()) }); err != nil {
+	if err := ns.Do(func() error { return loader.Claim(p.pins()) }); err != nil {
 		return err
 	}
 	if err := p.loadPrograms(); err != nil {
@@ -79,7 +83,7 @@ func (p *Path) Remove() error {
 	if err := link.RestoreLo(ns, *p.host.Lo()); err != nil {
 		return err
 	}
-	return ns.Do(func() error { return loader.Uninstall(loader.Options{BPFFS: p.host.Pins()}) })
+	return ns.Do(func() error { return loader.Uninstall(p.pins()) })
 }
 
 // loadPrograms makes the kernel have this binary's programs and maps. It upgrades.

@@ -14,11 +14,10 @@ import (
 // loaderOptions are what the programs and maps of this host are to be.
 func (p *Path) loaderOptions() (loader.Options, error) {
 	s, err := p.host.Settings()
-	return loader.Options{
-		BPFFS:     p.host.Pins(),
-		Sizes:     loader.Sizes{FlowTable: s.FlowTable, HalfOpen: s.HalfOpen},
-		DropFlows: p.host.DropFlows(),
-	}, err
+	o := p.pins()
+	o.Sizes = loader.Sizes{FlowTable: s.FlowTable, HalfOpen: s.HalfOpen}
+	o.DropFlows = p.host.DropFlows()
+	return o, err
 }
 
 // loaded notes what Load did, for the user and for the steps that follow: what was
