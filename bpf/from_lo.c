@@ -77,8 +77,11 @@ __noinline int from_lo_slow(struct __sk_buff *skb)
 	family = p->family;
 	rule = publication(&p->daddr, p->dport, p->proto, family, 1);
 	if (!rule && is_loopback6(&p->daddr)) {
+		/* In the place of a service of the host's by IPv6, where there is none. */
 		family = 4;
 		rule = slot_of_port(4, p->proto, bpf_ntohs(p->dport)) & PORT_RULE;
+		if (rule && host_socket(skb, &s->tuple))
+			rule = 0;
 	}
 	if (!rule || host_connected(skb, p)) {
 		if (p->proto == IPPROTO_UDP)

@@ -6,6 +6,8 @@
  */
 #include "lib/fragment.h"
 
+#define VLAN_ID 0xfff			/* VLAN_VID_MASK of include/linux/if_vlan.h */
+
 /* Routed networks: published container ports and ping are reached by the
  * container's own address. Returns a reason. */
 static __noinline int decide_routed_in(struct scratch *s, __u32 network)
@@ -42,7 +44,7 @@ static __noinline int decide_routed_in(struct scratch *s, __u32 network)
 	aim_uplink(&s->reply, route, &p->saddr);
 	s->flow.zone_twin = s->flow.ifindex;
 	s->reply.zone_twin = ZONE_WORLD;
-	return enter(s, id);
+	return enter_again(s, id);
 }
 
 /* A published port: reached from the world. Returns a reason. */
@@ -161,7 +163,8 @@ static __always_inline int world_packet(struct __sk_buff *skb, struct scratch *s
 		err = decide_cone_in(s, o);
 		return err ? drop(skb, err) : first(skb, s);
 	}
-	if (host_connected(skb, p))
+	/* A link-local client is on a link that the container is not on: the host refuses it. */
+	if (host_connected(skb, p) || addr_link_local6(&p->saddr))
 		return PASS;
 	err = decide_published_in(skb, s, rule, local);
 	return err ? drop(skb, err) : first(skb, s);
@@ -207,8 +210,9 @@ int from_uplink(struct __sk_buff *skb)
 {
 	int ret;
 
-	/* Another VLAN's frames, other hosts' in promiscuous mode, broadcasts. */
-	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
+	/* Another VLAN's frames (not those that have a priority only), other hosts' in promiscuous
+	 * mode, broadcasts. */
+	if ((skb->vlan_present && (skb->vlan_tci & VLAN_ID)) || skb->pkt_type != PACKET_HOST)
 		return PASS;
 	return fast(skb, ZONE_WORLD, HOOK_UPLINK, &ret) ? ret : slow(skb, HOOK_UPLINK, PASS);
 }

@@ -5,7 +5,8 @@
 
 #include "packet.h"
 
-#define CHECKSUM_COMPLETE 2		/* include/linux/skbuff.h */
+#define CHECKSUM_NONE 0			/* include/linux/skbuff.h */
+#define CHECKSUM_COMPLETE 2
 #define CHECKSUM_PARTIAL 3
 
 static __always_inline __u16 csum_fold(__u32 sum)

@@ -177,7 +177,9 @@ __noinline int enter(struct scratch *s, __u32 owner)
 		return REASON_ERROR;
 	f = &same->flow;
 	r = &same->reply;
-	if (!(f->flags & FLOW_OPTIONAL) && owner && !may_open(owner))
+	/* What others open stays half-open then (flow_promote): the world is not to decide who
+	 * reaches a server, or what the server may ask. */
+	if (!(f->flags & FLOW_OPTIONAL) && owner && s->endpoint && !may_open(owner))
 		return REASON_QUOTA;
 	f->packets = 1;
 	f->bytes = s->packet.len + s->packet.l2;

@@ -37,8 +37,8 @@ static __always_inline __u8 ip_summed(struct __sk_buff *skb)
 /* Of a CHECKSUM_PARTIAL packet: is the field that a device will fill another one than that of the
  * header at offset l4? Who sends by a packet socket names it (PACKET_VNET_HDR), and the kernel
  * looks only that it lies in the packet: it could be half of an address that has been checked.
- * An inner header's, of a tunnel, is behind what we look at. */
-static __always_inline bool sum_misplaced(struct __sk_buff *skb, __u32 l4, __u8 proto)
+ * An inner header's, of a tunnel, is behind what we look at: inner says that it may be. */
+static __always_inline bool sum_misplaced(struct __sk_buff *skb, __u32 l4, __u8 proto, bool inner)
 {
 	unsigned char *head, *data;
 	__u16 start, offset;
@@ -61,7 +61,7 @@ static __always_inline bool sum_misplaced(struct __sk_buff *skb, __u32 l4, __u8 
 	}
 	at = start - (__u32)((__u64)data - (__u64)head);
 	if (at != l4)
-		return (__s32)(at - l4) < 8;
+		return inner ? (__s32)(at - l4) < 8 : true;
 	switch (proto) {
 	case IPPROTO_TCP:
 		return offset != __builtin_offsetof(struct tcphdr, check);
@@ -95,8 +95,9 @@ static __always_inline void fix_transport(struct __sk_buff *skb, __u16 *check, b
 	__u32 delta = (__u32)f->addr_delta + f->port_delta;
 
 	if (summed == CHECKSUM_PARTIAL) {
-		/* The field holds the pseudo header's sum, not complemented. */
-		*check = csum_fold((__u32)*check + f->addr_delta);
+		/* The field holds the pseudo header's sum, not complemented, or 0 for none. */
+		if (!udp || *check)
+			*check = csum_fold((__u32)*check + f->addr_delta);
 		return;
 	}
 	if (udp && !*check) {
@@ -130,6 +131,17 @@ static __always_inline void fix6(struct __sk_buff *skb, struct ipv6hdr *ip, __u8
 	}
 	addr_copy(&ip->saddr, &f->saddr);
 	addr_copy(&ip->daddr, &f->daddr);
+}
+
+/* How the checksum of the header at l4 has to be changed: an inner header's is to be filled in,
+ * and the outer one's is complete, but for what cuts a GSO packet into segments. */
+static __noinline __u32 summed_at(struct __sk_buff *skb, __u32 l4, __u32 proto)
+{
+	__u32 summed = ip_summed(skb);
+
+	if (summed == CHECKSUM_PARTIAL && !skb->gso_size && sum_misplaced(skb, l4, proto, false))
+		return CHECKSUM_NONE;
+	return summed;
 }
 
 /* Puts the new ports or query id, and the checksum that fits, into the transport
@@ -185,7 +197,8 @@ static __always_inline int send(struct __sk_buff *skb, struct ethhdr *eth, const
 			bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(f->ifindex, 0);
 	case VERDICT_UPLINK:
-		if (family == 4) {
+		/* IPv4 may go by an IPv6 router (RFC 8950). */
+		if (addr_mapped(&f->nexthop)) {
 			next.to.nh_family = AF_INET;
 			((dword *)next.to.ipv6_nh)[0] = f->nexthop.w[3];
 			((dword *)next.to.ipv6_nh)[1] = 0;
@@ -320,7 +333,7 @@ static __always_inline int dispatch(struct __sk_buff *skb, const struct flow *f,
 static __noinline int deliver(struct __sk_buff *skb, struct flow *f, const struct packet *p)
 {
 	__u32 l2 = p->l2 ? ETH_HLEN : 0, l4 = p->l4, family = p->family;
-	__u8 proto = p->proto;
+	__u8 proto = p->proto, summed;
 	void *data, *end;
 	int verdict;
 
@@ -342,19 +355,18 @@ static __noinline int deliver(struct __sk_buff *skb, struct flow *f, const struc
 		return drop(skb, REASON_UNSUPPORTED);
 	if (bpf_skb_pull_data(skb, l4 + (proto == IPPROTO_TCP ? 20 : 8)))
 		return drop(skb, REASON_MALFORMED);
+	summed = summed_at(skb, l4, proto);
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
 	l4 &= 0xff;
 	if (family == 4) {
 		struct iphdr *ip = data + l2;
 
-		if ((void *)(ip + 1) > end || !rewrite_transport(skb, data + l4, end, proto, 4, ip_summed(skb), f))
+		if ((void *)(ip + 1) > end || !rewrite_transport(skb, data + l4, end, proto, 4, summed, f))
 			return drop(skb, REASON_MALFORMED);
 		fix4(ip, f);
 	} else {
 		struct ipv6hdr *ip = data + l2;
-
-		__u8 summed = ip_summed(skb);
 
 		if ((void *)(ip + 1) > end || !rewrite_transport(skb, data + l4, end, proto, 6, summed, f))
 			return drop(skb, REASON_MALFORMED);

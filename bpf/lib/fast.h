@@ -131,8 +131,7 @@ static __always_inline bool fast4(struct __sk_buff *skb, void *data, void *end, 
 	if (fast_too_big(skb, l2_of(hook), l2_of(hook) + sizeof(*ip), kind, f->mtu))
 		return false;
 	summed = ip_summed(skb);
-	if (hook == HOOK_ENDPOINT && summed == CHECKSUM_PARTIAL &&
-	    unlikely(sum_elsewhere(skb, sizeof(*ip), ip->protocol)))
+	if (summed == CHECKSUM_PARTIAL && unlikely(sum_elsewhere(skb, sizeof(*ip), ip->protocol)))
 		return false;
 	if (!flow_usable(skb, eth, f, hook, &ip->ttl))
 		return false;
@@ -178,8 +177,7 @@ static __always_inline bool fast6(struct __sk_buff *skb, void *data, void *end, 
 	if (fast_too_big(skb, l2_of(hook), l2_of(hook) + sizeof(*ip), kind, f->mtu))
 		return false;
 	summed = ip_summed(skb);
-	if (hook == HOOK_ENDPOINT && summed == CHECKSUM_PARTIAL &&
-	    unlikely(sum_elsewhere(skb, sizeof(*ip), ip->nexthdr)))
+	if (summed == CHECKSUM_PARTIAL && unlikely(sum_elsewhere(skb, sizeof(*ip), ip->nexthdr)))
 		return false;
 	if (!flow_usable(skb, eth, f, hook, &ip->hop_limit))
 		return false;

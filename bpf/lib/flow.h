@@ -112,6 +112,12 @@ static __always_inline bool quota_left(const struct endpoint *e, const struct co
 	return (__s32)e->flows < (__s32)c->quota;
 }
 
+/* For what others open to e: an eighth is left for its own. */
+static __always_inline bool quota_left_for_others(const struct endpoint *e, const struct config *c)
+{
+	return (__s32)e->flows < (__s32)(c->quota - c->quota / 8);
+}
+
 /* The endpoint whose quota f counts in. */
 static __always_inline struct ref owner_of(const struct flow *f)
 {
@@ -248,7 +254,7 @@ static __noinline void flow_promote(struct tuple *t, struct flow *f, struct tupl
 
 	if (!other || !c)
 		return;
-	if (owner && e && !quota_left(e, c))
+	if (owner && e && !(f->src.id == owner ? quota_left(e, c) : quota_left_for_others(e, c)))
 		return;
 	if (!claim(f))
 		return;
@@ -316,8 +322,11 @@ static __always_inline bool flow_closed(const struct flow *f)
 	return ((f->flags & FLOW_FIN) && (f->flags & FLOW_FIN_TWIN)) || !(f->flags & (FLOW_LISTED | FLOW_REPLY));
 }
 
-/* Has neither direction of f been used for its time? t is f's tuple; twin becomes the other's. */
-__noinline int flow_over(struct tuple *t, struct flow *f, struct tuple *twin)
+#define FOR_ITS_TIME 0x7fffffff
+
+/* Has neither direction of f been used for its time, or for so many ticks if that is less?
+ * t is f's tuple; twin becomes the other's. */
+__noinline int flow_over(struct tuple *t, struct flow *f, struct tuple *twin, __u32 ticks)
 {
 	__u32 tick = now();
 	struct flow *other;
@@ -325,10 +334,10 @@ __noinline int flow_over(struct tuple *t, struct flow *f, struct tuple *twin)
 	if (!t || !f || !twin)
 		return false;
 	twin_of(twin, t, f);
-	if (!flow_idle(f, tick))
+	if (!flow_idle(f, tick) && (__s32)(tick - f->seen) <= (__s32)ticks)
 		return false;
 	other = find(twin);
-	return !other || flow_idle(other, tick);
+	return !other || flow_idle(other, tick) || (__s32)(tick - other->seen) > (__s32)ticks;
 }
 
 static __always_inline bool seq_within(__u32 seq, __u32 from, __u32 window)
@@ -374,7 +383,6 @@ static __noinline void flow_track(struct scratch *s, struct flow *f)
 		else
 			f->state = !reply && f->expect ? FLOW_ANSWERED : FLOW_NEW;
 		f->timeout = flow_timeout(f, proto);
-		return;
 	}
 	if (f->flags & FLOW_LISTED)
 		return;

@@ -11,6 +11,10 @@
  * mapping) and has it for itself, as long as the pool allows: beyond that ports are
  * shared by flows to different destinations, as TCP's always are (one for each
  * connection would end at 64,512 of them).
+ *
+ * When all are taken, those of flows that are no more than half-open are taken from them once
+ * these have been silent for seconds: who asks a name server from a new port each time would have
+ * used up the pool for all.
  */
 #ifndef BPFNET_PORT_H
 #define BPFNET_PORT_H
@@ -18,6 +22,7 @@
 #include "decide.h"
 
 #define PORT_TRIES 16			/* random ports (RFC 6056), then all in turn */
+#define SPARE_TICKS 8			/* that a half-open flow keeps its port when there is no other */
 #define FEW_PORTS 1024			/* so many are looked up among the flows without care */
 #define MAX_MAPPINGS 65536
 #define MAX_SEARCHES 4096
@@ -200,10 +205,12 @@ static __always_inline int enter_at(struct port_search *search)
 	twin_of(&s->twin, &s->tuple, &s->flow);
 	other = find(&s->twin);
 	if (other) {
+		__u32 ticks = c->world && c->turn >= PORT_TRIES + c->size ? SPARE_TICKS : FOR_ITS_TIME;
+
 		/* Free if it has timed out both ways (who only sends keeps it, too); or if both
 		 * sides have closed it, and every other port of the pool was used since. */
 		if ((other->flags & FLOW_LISTED) ||
-		    (!flow_over(&s->twin, other, &s->ended) &&
+		    (!flow_over(&s->twin, other, &s->ended, ticks) &&
 		     (c->world || c->turn < PORT_TRIES || other->state != FLOW_CLOSING)))
 			return REASON_NO_PORT;
 		flow_end(&s->twin, other, &s->ended);
@@ -233,7 +240,7 @@ static long try_port(__u32 n, struct port_search *search)
 	struct choice *c = &s->choice;
 	__u32 port;
 
-	if (!c->size || n >= PORT_TRIES + c->size)
+	if (!c->size || n >= PORT_TRIES + c->size * (c->world ? 2 : 1))
 		return 1;
 	c->turn = n;
 	if (c->first)
@@ -308,7 +315,7 @@ __noinline int enter_with_port(struct __sk_buff *skb, struct scratch *s, __u32 o
 {
 	struct scratch *same = scratch(); /* see enter */
 	struct port_search search = { .skb = skb, .s = same };
-	__u32 zero = 0, turns = PORT_TRIES + PORTS;
+	__u32 zero = 0, turns = PORT_TRIES + 2 * PORTS;
 	struct config *conf = config();
 	struct cursor *cursor;
 	struct search *last;
@@ -376,7 +383,7 @@ __noinline int make_way(struct scratch *s)
 	f = find(&t);
 	if (!f)
 		return 0;
-	if (!flow_over(&t, f, &other) && !tuple_equal(&other, &s->tuple))
+	if (!flow_over(&t, f, &other, FOR_ITS_TIME) && !tuple_equal(&other, &s->tuple))
 		return REASON_NO_PORT;
 	flow_end(&t, f, &other);
 	return 0;

@@ -28,11 +28,13 @@ static __always_inline int start(struct __sk_buff *skb, struct scratch **s, __u3
 	return err;
 }
 
-/* See sum_misplaced. A later fragment has no header. */
+/* See sum_misplaced. A later fragment has no header; an error quotes what is not to be filled in. */
 static __always_inline bool foreign_sum(struct __sk_buff *skb, const struct packet *p)
 {
+	bool inner = (p->kind == PACKET_FRAGMENT ? p->whole : p->kind) != PACKET_ICMP;
+
 	return p->family && ip_summed(skb) == CHECKSUM_PARTIAL &&
-	       sum_misplaced(skb, p->l4, p->kind == PACKET_FRAGMENT && p->frag_off ? 0 : p->proto);
+	       sum_misplaced(skb, p->l4, p->kind == PACKET_FRAGMENT && p->frag_off ? 0 : p->proto, inner);
 }
 
 /* The address we speak from when f's packet cannot be forwarded: to a container its gateway's, to
@@ -146,7 +148,7 @@ __noinline int known(struct __sk_buff *skb, struct scratch *s)
 		s->endpoint = f->src.id;
 	}
 	err = flow_stale(f, clock());
-	if (err == REASON_NO_ROUTE)
+	if (err == REASON_NO_ROUTE && !flow_over(&s->tuple, f, &s->twin, FOR_ITS_TIME))
 		return drop(skb, err);
 	if (err) {
 		count(COUNTER_FLOW_STALE);

@@ -39,6 +39,33 @@ func TestPortOfOneWayFlow(t *testing.T) {
 	})
 }
 
+// Where every port of the pool is taken, a flow that is no more than half-open gives its own up
+// after some seconds of silence; one that is established does not.
+func TestSparePorts(t *testing.T) {
+	bothFamilies(t, func(w *world, six bool) {
+		f := w.family(six)
+		w.configure(func(c *loader.BPFConfig) { c.Pool[0].Last, c.PoolSize = c.Pool[0].First+1, 2 })
+		resolver := f.client.at(53).via(f.gw)
+		ask := func(port uint16) packet { return opening(f.p.at(port), resolver, udp) }
+		answered := func(out result, q packet) {
+			back := packet{from: f.client.at(53), to: f.host.at(sourcePort(out.raw)), proto: udp}
+			w.arrive(back, sent(w.inside(back, q.from).frame()))
+		}
+		for port := range uint16(2) {
+			answered(w.say(epP, ask(50000+port), handed().any()), ask(50000+port))
+		}
+		w.say(epP, ask(50000), handed().any()) // and its second question: established
+		w.age(8)
+		w.say(epP, ask(50002), refused(loader.BPFReasonREASON_NO_PORT))
+		w.age(1)
+		out := w.say(epP, ask(50003), handed().any())
+		answered(out, ask(50003))
+		w.say(epP, ask(50000), handed().any())
+		w.say(epP, ask(50004), refused(loader.BPFReasonREASON_NO_PORT))
+		w.say(epP, ask(50001), refused(loader.BPFReasonREASON_NO_PORT))
+	})
+}
+
 // Two packets of a flow that prove its initiator, on two CPUs at the same time: it is listed once.
 func TestPromotedOnce(t *testing.T) {
 	const rounds = 2000

@@ -418,24 +418,55 @@ func TestFlowGenerations(t *testing.T) {
 	})
 }
 
-// A container's quota holds established flows; beyond it new ones are refused,
-// and the live ones go on.
+// A container's quota holds established flows; beyond it new ones of its own are refused, and
+// the live ones go on. Who reaches its published ports is served all the same, by flows that stay
+// half-open, and has no more than seven eighths of it.
 func TestFlowQuota(t *testing.T) {
 	bothFamilies(t, func(w *world, six bool) {
-		w.configure(func(c *loader.BPFConfig) { c.Quota = 2 })
-		a, b := w.dialog(six, tcp, 47000), w.dialog(six, udp, 47000)
-		a.open()
-		b.open()
-		over := w.dialog(six, tcp, 47001)
-		w.arrive(over.asks("S", 100, 0), refused(loader.BPFReasonREASON_QUOTA))
-		out := opening(w.end(epS, six, 47002), a.f.client.at(443).via(a.f.gw), tcp)
+		w.configure(func(c *loader.BPFConfig) { c.Quota = 8 })
+		var open []dialog
+		for i := range uint16(7) {
+			d := w.dialog(six, []uint8{tcp, udp}[i%2], 47000+i)
+			d.open()
+			open = append(open, d)
+		}
+		over := w.dialog(six, tcp, 47100)
+		serve := func() {
+			over.in("S", 100, 0)
+			over.out("SA", 500, 101)
+			over.in("A", 101, 501)
+			over.in("PA", 101, 501)
+			over.out("A", 501, 102)
+			require.False(t, over.request().established)
+		}
+		serve()
+		x := w.ways(six)
+		x.call(epS, tcp, 47200)
+		serve()
+		out := opening(w.end(epS, six, 47201), over.f.client.at(443).via(over.f.gw), tcp)
 		w.say(epS, out, refused(loader.BPFReasonREASON_QUOTA))
-		w.say(epP, out.with(func(p *packet) { p.from = w.end(epP, six, 47002) }), handed().any())
-		a.in("A", 101, 501)
-		b.out("", 0, 0)
-		a.in("FA", 101, 501)
-		a.out("FA", 501, 102)
-		a.in("A", 102, 502)
-		over.open()
+		w.say(epP, out.with(func(p *packet) { p.from = w.end(epP, six, 47201) }), handed().any())
+		open[0].in("A", 101, 501)
+		open[1].out("", 0, 0)
+		for _, d := range []dialog{open[0], open[2]} {
+			d.in("FA", 101, 501)
+			d.out("FA", 501, 102)
+			d.in("A", 102, 502)
+		}
+		over.in("A", 102, 502)
+		require.True(t, over.request().established)
+		w.say(epS, out, handed().any())
+	})
+}
+
+// Somebody's reset between a client's SYN and its answer ends nothing: the connection opens as ever.
+func TestResetBeforeAnswer(t *testing.T) {
+	bothFamilies(t, func(w *world, six bool) {
+		d := w.dialog(six, tcp, 47300)
+		d.in("S", 100, 0)
+		d.in("R", 101, 0)
+		d.out("SA", 500, 101)
+		d.in("A", 101, 501)
+		require.True(t, d.request().established)
 	})
 }

@@ -283,8 +283,22 @@ func TestWayOfPublished(t *testing.T) {
 			d.out("A", 501, 101)
 			d.in("A", 101, 501)
 			require.Equal(t, before, x.stale())
+			// And not for ever.
+			x.owns(x.own, false)
+			w.age(7441)
+			w.say(epS, d.answers("A", 501, 101), handed().any().unless(proto == tcp, refused(loader.BPFReasonREASON_NO_FLOW)))
+			require.Equal(t, before+1, x.stale())
+			x.owns(x.own, true)
 		}
 	})
+}
+
+// unless gives another expectation where a condition holds.
+func (w want) unless(cond bool, other want) want {
+	if cond {
+		return other
+	}
+	return w
 }
 
 // A route of several hops spreads the flows, as their receivers differ in any byte; each

@@ -112,6 +112,9 @@ func (w *work) fromLo() Verdict {
 	if id == 0 && p.dst == netip.IPv6Loopback() {
 		six = false
 		id = w.Ports[Port{Proto: p.proto, Port: p.dport}]
+		if any, _ := w.Sockets.Has(p.proto, netip.AddrPortFrom(p.dst, p.dport), netip.AddrPortFrom(p.src, p.sport)); any && p.proto != sctp {
+			id = 0
+		}
 	}
 	connected := false
 	if p.proto == udp {

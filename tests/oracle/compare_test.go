@@ -108,8 +108,8 @@ func (w *world) triedAll() {
 		verdicts []string
 		reasons  []loader.BPFReason
 	}{
-		FromUplink: {[]string{"-1", "2", "peer", "egress", "ingress"}, []loader.BPFReason{fragmentReason, directAccess, loopback, noEndpoint, quota, noFlow, ttlExceeded, noRoute, martian, sourceDenied}},
-		FromTunnel: {[]string{"-1", "2", "peer", "egress"}, []loader.BPFReason{directAccess, loopback, noEndpoint, quota, ttlExceeded}},
+		FromUplink: {[]string{"-1", "2", "peer", "egress", "ingress"}, []loader.BPFReason{fragmentReason, directAccess, loopback, noEndpoint, noFlow, ttlExceeded, noRoute, martian, sourceDenied}},
+		FromTunnel: {[]string{"-1", "2", "peer", "egress"}, []loader.BPFReason{directAccess, loopback, noEndpoint, ttlExceeded}},
 		ToUplink:   {[]string{"-1", "2"}, []loader.BPFReason{bypass}},
 		ToTunnel:   {[]string{"-1"}, nil},
 		FromEndpoint: {[]string{"-1", "2", "peer", "neigh", "ingress", "copy to egress"}, []loader.BPFReason{malformed, unknownEndpoint, unsupported, fragmentReason, spoofedMAC,
@@ -118,7 +118,7 @@ func (w *world) triedAll() {
 		ToEndpoint: {[]string{"-1", "2"}, []loader.BPFReason{directAccess}},
 		ToBridge:   {[]string{"-1", "2", "egress", "ingress", "copy to egress"}, []loader.BPFReason{directAccess, noEndpoint, noFlow, tooBig}},
 		ToParent:   {[]string{"-1", "2", "egress", "ingress"}, []loader.BPFReason{bypass, ttlExceeded}},
-		FromLo:     {[]string{"-1", "2", "peer", "ingress"}, []loader.BPFReason{noEndpoint, quota}},
+		FromLo:     {[]string{"-1", "2", "peer", "ingress"}, []loader.BPFReason{noEndpoint}},
 	} {
 		for _, v := range what.verdicts {
 			require.Positive(w.t, w.tried[h.String()+" "+v], "%v: %s, of %v", h, v, w.tried)

@@ -3,6 +3,7 @@
 package oracle
 
 import (
+	"math"
 	"net/netip"
 
 	"github.com/bpfnet/bpfnet/loader"
@@ -209,7 +210,11 @@ func (m *Model) promote(t Tuple, f *Flow) {
 	if g == nil {
 		return
 	}
-	if e := m.Endpoints[f.Owner]; f.Owner != 0 && e != nil && e.Flows >= int(m.Settings.Quota) {
+	limit := int(m.Settings.Quota)
+	if f.From.ID != f.Owner { // others opened it: an eighth is left for the owner's own
+		limit -= limit / 8
+	}
+	if e := m.Endpoints[f.Owner]; f.Owner != 0 && e != nil && e.Flows >= limit {
 		return
 	}
 	if m.slots >= int(m.Settings.Slots) || m.established[t] != nil || m.established[other] != nil {
@@ -235,9 +240,13 @@ func closed(f *Flow) bool {
 }
 
 // over says whether neither direction of a flow was used in time.
-func (m *Model) over(t Tuple, f *Flow) bool {
+func (m *Model) over(t Tuple, f *Flow) bool { return m.silent(t, f, math.MaxInt32) }
+
+// silent says so, or that neither was for more than so many ticks.
+func (m *Model) silent(t Tuple, f *Flow, ticks int32) bool {
 	g := m.find(twin(t, f))
-	return m.idle(f) && (g == nil || m.idle(g))
+	is := func(f *Flow) bool { return m.idle(f) || int32(m.Now-f.Seen) > ticks }
+	return is(f) && (g == nil || is(g))
 }
 
 // track follows the state of a flow by one packet.
@@ -248,8 +257,22 @@ func (m *Model) track(p *packet, t Tuple, f *Flow) {
 		g = m.established[other]
 	}
 	reply, strict := f.Flags&isReply != 0, p.proto == tcp && f.Flags&optional == 0
+	ends := p.proto == tcp && p.flags&(rst|fin) != 0
+	over := f.State == stateClosing && f.Flags&sentFIN != 0 && f.Flags&twinFIN != 0
+	if f.State == stateClosing && !ends && !over {
+		// A reset that nobody obeyed (RFC 5961 section 3).
+		switch {
+		case f.Flags&listed != 0:
+			f.State = stateEstablished
+		case !reply && f.Expect != 0:
+			f.State = stateAnswered
+		default:
+			f.State = stateNew
+		}
+		f.Timeout = m.timeoutOf(f, p.proto)
+	}
 	switch {
-	case p.proto == tcp && p.flags&(rst|fin) != 0:
+	case ends:
 		if p.flags&fin != 0 {
 			f.Flags |= sentFIN
 			if g != nil {
@@ -264,21 +287,10 @@ func (m *Model) track(p *packet, t Tuple, f *Flow) {
 				}
 			}
 		}
-	case f.State == stateClosing && f.Flags&sentFIN != 0 && f.Flags&twinFIN != 0:
+	case over:
 		if f.Flags&listed != 0 {
 			m.retire(t, f)
 		}
-	case f.State == stateClosing:
-		// A reset that nobody obeyed (RFC 5961 section 3).
-		switch {
-		case f.Flags&listed != 0:
-			f.State = stateEstablished
-		case !reply && f.Expect != 0:
-			f.State = stateAnswered
-		default:
-			f.State = stateNew
-		}
-		f.Timeout = m.timeoutOf(f, p.proto)
 	case f.Flags&listed != 0:
 	case reply && f.State == stateNew:
 		if strict && p.flags&(syn|ack) != syn|ack {

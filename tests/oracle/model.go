@@ -364,7 +364,10 @@ func (w *work) known() Verdict {
 	}
 	switch w.stale(f) {
 	case noRoute:
-		return w.drop(noRoute)
+		if !w.over(t, f) {
+			return w.drop(noRoute)
+		}
+		fallthrough
 	case noFlow:
 		w.end(t, f)
 		return miss

@@ -46,9 +46,20 @@ func (m *Model) pool() (ports []uint16) {
 	return ports
 }
 
-// free says whether the flow could have a port: nobody lives on it. leaving: those that both sides
-// have closed do not count.
-func (w *work) free(port uint16, leaving bool) (Tuple, *Flow, bool) {
+// choice is how far a search has come: random ports and those in turn, then those of who is
+// leaving (both sides have closed), or the spare ones of half-open flows that are silent.
+type choice uint8
+
+const (
+	unused choice = iota
+	leaving
+	spare
+)
+
+const spareTicks = 8
+
+// free says whether the flow could have a port: nobody lives on it.
+func (w *work) free(port uint16, how choice) (Tuple, *Flow, bool) {
 	f := w.flow
 	f.SPort = port
 	other := twin(w.tuple, &f)
@@ -56,12 +67,13 @@ func (w *work) free(port uint16, leaving bool) (Tuple, *Flow, bool) {
 	if g == nil {
 		return other, nil, true
 	}
-	return other, g, g.Flags&listed == 0 && (w.over(other, g) || leaving && g.State == stateClosing)
+	return other, g, g.Flags&listed == 0 &&
+		(w.over(other, g) || how == leaving && g.State == stateClosing || how == spare && w.silent(other, g, spareTicks))
 }
 
 // enterAt enters the flow with a port.
-func (w *work) enterAt(port, tries uint16, owner uint32, world bool) loader.BPFReason {
-	other, g, ok := w.free(port, !world && tries >= randomTries)
+func (w *work) enterAt(port uint16, how choice, owner uint32, world bool) loader.BPFReason {
+	other, g, ok := w.free(port, how)
 	if !ok {
 		return noPort
 	}
@@ -88,7 +100,7 @@ func (w *work) gatewayPort(owner uint32) loader.BPFReason {
 		return noPort
 	}
 	if w.p.proto == sctp {
-		return w.enterAt(w.p.sport, 0, owner, false)
+		return w.enterAt(w.p.sport, unused, owner, false)
 	}
 	ports := w.pool()
 	start := w.cursor
@@ -101,7 +113,11 @@ func (w *work) gatewayPort(owner uint32) loader.BPFReason {
 		if n == 0 && w.p.proto == tcp {
 			at = uint32(w.p.sport) + w.portOffset()
 		}
-		reason := w.enterAt(ports[at%uint32(len(ports))], uint16(n), owner, false)
+		how := unused
+		if n >= randomTries {
+			how = leaving
+		}
+		reason := w.enterAt(ports[at%uint32(len(ports))], how, owner, false)
 		if reason != noPort {
 			return reason
 		}
@@ -140,11 +156,11 @@ func (w *work) worldPort(owner uint32) loader.BPFReason {
 		if r := w.Rules[id]; id != 0 && (r == nil || r.server(w.p.six) != w.flow.From.ID) {
 			return noPort
 		}
-		return w.enterAt(w.p.sport, 0, owner, true)
+		return w.enterAt(w.p.sport, unused, owner, true)
 	}
 	key := inner{netip.AddrPortFrom(w.p.src, w.p.sport), w.flow.Src, w.zone}
 	if kept, ok := w.mappings[key]; ok && w.p.proto == udp && w.fresh(kept.seen) && !w.published(w.p.six, udp, kept.port) {
-		reason := w.enterAt(kept.port, 0, owner, true)
+		reason := w.enterAt(kept.port, unused, owner, true)
 		if reason == none {
 			w.keep(key, kept.port, !w.taken(key, kept.port))
 		}
@@ -153,11 +169,16 @@ func (w *work) worldPort(owner uint32) loader.BPFReason {
 		}
 	}
 	// By now no port may be free, or the quota exhausted.
-	open := map[uint16]bool{}
-	for _, port := range w.pool() {
-		w.flow.SPort = port
-		if other, _, ok := w.free(port, false); ok && !w.published(w.p.six, w.p.proto, port) && !w.hostHas(other) {
-			open[port] = true
+	open, how := map[uint16]bool{}, unused
+	for _, how = range []choice{unused, spare} {
+		for _, port := range w.pool() {
+			w.flow.SPort = port
+			if other, _, ok := w.free(port, how); ok && !w.published(w.p.six, w.p.proto, port) && !w.hostHas(other) {
+				open[port] = true
+			}
+		}
+		if len(open) > 0 {
+			break
 		}
 	}
 	if len(open) == 0 {
@@ -168,7 +189,7 @@ func (w *work) worldPort(owner uint32) loader.BPFReason {
 	case !ok:
 		// Refused for another reason, at whichever port: what had timed out there is gone.
 		for _, p := range w.pool() {
-			if other, g, _ := w.free(p, false); open[p] && g != nil && !w.Remembers(other) {
+			if other, g, _ := w.free(p, how); open[p] && g != nil && !w.Remembers(other) {
 				w.end(other, g)
 				port = p
 			} else if open[p] && g == nil {
@@ -178,7 +199,7 @@ func (w *work) worldPort(owner uint32) loader.BPFReason {
 	case !open[port]:
 		w.wrong = fmt.Sprintf("port %d is not free for %v", port, w.tuple)
 	}
-	reason := w.enterAt(port, 0, owner, true)
+	reason := w.enterAt(port, how, owner, true)
 	if w.p.proto == udp && reason == none {
 		// Beyond what the pool has ports are shared: they are nobody's for himself, then.
 		if own && w.taken(key, port) {

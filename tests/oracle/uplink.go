@@ -83,6 +83,9 @@ func (w *work) worldPacket() Verdict {
 				return Pass
 			}
 		}
+		if linkLocal6(p.src) { // on a link that the container is not on
+			return Pass
+		}
 		return w.decided(w.decidePublishedIn(id))
 	}
 	if o := w.cone(); o != nil {
@@ -127,7 +130,7 @@ func (w *work) decideRoutedIn(number uint32) loader.BPFReason {
 	zone := w.flow.TwinZone
 	w.rev.aimUplink(way, p.src)
 	w.flow.TwinZone = zone
-	return w.enter(id)
+	return w.enterAgain(id)
 }
 
 func (w *work) decidePublishedIn(id uint32) loader.BPFReason {
