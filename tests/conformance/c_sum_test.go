@@ -78,6 +78,81 @@ func TestC9Checksum(t *testing.T) {
 	}
 }
 
+// E1: an error cannot have the quoted packet filled in, which says whose it is. A tunnel's outer
+// header keeps its own sum, or none, while an inner one is left to whoever they meet.
+//
+//	p ── H ── X
+func TestC9InnerChecksum(t *testing.T) {
+	parallel(t)
+	c, _, p, _ := mainCast(t)
+	lab.ServeUDP(t, c.Client, "world", ":7000")
+	me, gw := c.station(p, "n1"), c.gateway("n1")
+	send := partial(t, p, me.dev)
+	for i, to := range []string{lab.ClientIPv4, lab.ClientIPv6} {
+		x, own, l4, protocol := netip.MustParseAddr(to), me.ip4, 14+20, 14+9
+		if i == 1 {
+			own, l4, protocol = me.ip6, 14+40, 14+6
+		}
+		out := lab.Packet{SrcMAC: me.mac, DstMAC: gw.mac, Src: own, Dst: x}
+		back := lab.Packet{SrcMAC: gw.mac, DstMAC: me.mac, Src: x, Dst: own}
+		conn, err := lab.Dial(p.ns, "udp", at(own, 5000), at(x, 7000), wait)
+		require.NoError(t, err)
+		defer conn.Close()
+		_, err = conn.Ask("who", wait)
+		require.NoError(t, err)
+		kind := []uint8{3, 1}[i] // unreachable: the port
+		problem := out.ICMP(kind, []uint8{3, 4}[i], 0, back.UDP(7000, 5000, []byte("an answer"))[14:])
+		heard := lab.CaptureIn(t, c.Client, "eth0", func(f []byte) bool {
+			return len(f) > l4 && f[protocol] == []byte{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6}[i] && f[l4] == kind
+		})
+		before := c.drops("MALFORMED")
+		require.NoError(t, send(l4+8, l4-14+2, problem), "IPv%d", []int{4, 6}[i])
+		require.Equal(t, before+1, c.drops("MALFORMED"))
+		require.Empty(t, heard.Frames())
+		require.NoError(t, lab.Inject(p.ns, me.dev, problem, 1))
+		require.True(t, soon(func() bool { return len(heard.Frames()) == 1 }), "the control: the same error, whole")
+
+		for _, sum := range []uint16{0, 1} { // none, or the right one
+			text := fmt.Sprintf("a packet in a packet, sum %d, IPv%d", sum, []int{4, 6}[i])
+			seen := lab.CaptureIn(t, c.Client, "eth0", marked(text))
+			frame := out.UDP(5001, 7001, []byte("  the inner header "+text))
+			right := binary.BigEndian.Uint16(frame[l4+6:])
+			if sum == 0 {
+				if i == 1 {
+					continue // IPv6 has no datagram without
+				}
+				right, frame[l4+6], frame[l4+7] = 0, 0, 0
+			}
+			for n := range 2 {
+				require.NoError(t, send(l4+8, 2, frame), text)
+				require.True(t, soon(func() bool { return len(seen.Frames()) == n+1 }), text)
+			}
+			for _, got := range seen.Frames() {
+				if sum == 0 {
+					require.Zero(t, binary.BigEndian.Uint16(got[l4+6:]), text)
+					continue
+				}
+				require.NotEqual(t, right, binary.BigEndian.Uint16(got[l4+6:]), "it has another sender")
+				require.Equal(t, summed(got, l4), binary.BigEndian.Uint16(got[l4+6:])^0xffff, text)
+			}
+		}
+	}
+}
+
+// summed is the sum over a UDP frame as X gets it, without the field of the checksum.
+func summed(frame []byte, l4 int) uint16 {
+	sum := uint32(pseudo(frame, l4))
+	for i := l4; i < len(frame); i++ {
+		if i != l4+6 && i != l4+7 {
+			sum += uint32(frame[i]) << (8 * (1 - (i-l4)%2))
+		}
+	}
+	for sum > 0xffff {
+		sum = sum&0xffff + sum>>16
+	}
+	return uint16(sum)
+}
+
 // partial sends frames whose checksum is left to whoever they meet: at start+offset, over all from
 // start on (struct virtio_net_hdr of include/uapi/linux/virtio_net.h).
 func partial(t *testing.T, a *actor, device string) func(start, offset int, frame []byte) error {

@@ -185,6 +185,24 @@ func TestD2(t *testing.T) {
 	})
 }
 
+// D2: an IPv4 route by an IPv6 router (RFC 8950), out and for the answers of a published port.
+func TestD2IPv6Router(t *testing.T) {
+	parallel(t)
+	w := newTwoWays(t)
+	f := worlds[0]
+	for _, router := range []struct{ x, y string }{
+		{lab.ClientIPv6, "fd99::2"},
+		{linkLocal(t, w.Client, "eth0").String(), linkLocal(t, w.y.NS, "eth0").String()},
+	} {
+		w.route(f, "replace "+f.all+" via inet6 "+router.y+" dev eth1")
+		w.leads(f, w.s, "Y", f.hy)
+		w.answersBy("tcp", w.y.NS, f.w, at(f.hy, 8080), "srv", f.w)
+		w.answersBy("udp", w.y.NS, f.w, at(f.hy, 8080), "srv", f.w)
+		w.route(f, "replace "+f.all+" via inet6 "+router.x+" dev eth0")
+		w.leads(f, w.s, "X", f.hx)
+	}
+}
+
 // D2: an address that the host loses and gets back (a lease that is renewed, an uplink that is
 // configured anew) ends no connection, those that ask meanwhile included.
 func TestD2AddressBack(t *testing.T) {
