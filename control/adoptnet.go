@@ -27,7 +27,7 @@ func (n *AdoptedNetwork) check() error {
 	if n.Bridge != "" && n.Parent != "" {
 		return invalid("a bridge and a parent")
 	}
-	if err := checkMTU(n.MTU); err != nil {
+	if err := checkMTU(n.MTU, false); err != nil {
 		return err
 	}
 	if n.Internal && n.Routed {

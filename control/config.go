@@ -29,6 +29,7 @@ const (
 	defaultFlows     = 131072
 	defaultHalfOpen  = 32768
 	noDefaultNetwork = "none" // of Config.Bridge
+	allUplinks       = "all"  // of Config.Uplinks, alone: as if nobody had named any
 )
 
 // ReadConfig reads a configuration file: JSON with daemon.json's keys. Unknown
@@ -143,7 +144,7 @@ func (c *Config) check() error {
 			return invalid("uplinks: %q is no device name", u)
 		}
 	}
-	if err := checkMTU(c.MTU); err != nil {
+	if err := checkMTU(c.MTU, c.IPv6 != nil && *c.IPv6 || c.BIP6 != ""); err != nil {
 		return err
 	}
 	if c.IPTables != "" && c.IPTables != iptables.NFT && c.IPTables != iptables.Legacy {
@@ -203,9 +204,13 @@ func checkDNS(server string) error {
 	return nil
 }
 
-func checkMTU(mtu int) error {
+// checkMTU knows IPv4's least (RFC 791) and IPv6's (RFC 8200 section 5).
+func checkMTU(mtu int, six bool) error {
 	if mtu != 0 && (mtu < 68 || mtu > 65535) {
 		return invalid("mtu: %d is not in 68-65535", mtu)
+	}
+	if mtu != 0 && mtu < 1280 && six {
+		return invalid("mtu: %d is less than the 1280 that IPv6 needs", mtu)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 
 	"github.com/bpfnet/bpfnet/control/datapath"
 	"github.com/bpfnet/bpfnet/control/store"
@@ -25,6 +26,11 @@ func (o *op) configure(flags *Config) error {
 	}
 	old := h.Config
 	h.Flags, h.Config = merged, next
+	if flags != nil && len(flags.Uplinks) > 0 {
+		if err := o.someUplink(); err != nil {
+			return err
+		}
+	}
 	if err := o.changeDefault(&old, &next); err != nil {
 		return err
 	}
@@ -51,6 +57,27 @@ func (o *op) configure(flags *Config) error {
 	return o.putHost()
 }
 
+// someUplink refuses names of which none is a device that may be an uplink: the world would not
+// come any more.
+func (o *op) someUplink() error {
+	up, err := o.uplinks()
+	if err != nil || len(up) > 0 {
+		return err
+	}
+	named := o.host.Config.Uplinks
+	o.host.Config.Uplinks = nil
+	all, err := o.uplinks()
+	o.host.Config.Uplinks = named
+	if err != nil || len(named) == 0 {
+		return err
+	}
+	have := make([]string, 0, len(all))
+	for _, l := range all {
+		have = append(have, l.Name)
+	}
+	return invalid("uplink %s: no such device that leads to the world; there is: %s (%s: each of them)", strings.Join(named, ", "), someNames(have), allUplinks)
+}
+
 // changeDefault makes the default network follow: live where it can, else by
 // making it anew when it is needed next.
 func (o *op) changeDefault(old, next *Config) error {
@@ -73,14 +100,14 @@ func (o *op) changeDefault(old, next *Config) error {
 		{"default-gateway", old.DefaultGateway, next.DefaultGateway},
 		{"default-gateway-v6", old.DefaultGatewayV6, next.DefaultGatewayV6},
 		{"ipv6", *old.IPv6, *next.IPv6},
-		{"mtu", old.MTU, next.MTU},
+		{"mtu", n.MTU, next.MTU}, // which an earlier init may have left as it was
 	} {
 		if reflect.DeepEqual(x.was, x.now) {
 			continue
 		}
 		if err := o.unusedNetwork(n); err != nil {
 			if x.key == "mtu" {
-				o.m.warn("mtu: network %s keeps %d while containers are on it", n.Name, n.MTU)
+				o.m.warn("mtu: network %s keeps %d while containers are on it; init again when none is", n.Name, n.MTU)
 				continue
 			}
 			return fmt.Errorf("%s: cannot change from %v to %v now: %w", x.key, shown(x.was), shown(x.now), err)

@@ -17,6 +17,8 @@ const (
 	StateCreated = "created" // its network is up, its command is not
 	StateRunning = "running"
 	StateExited  = "exited" // or its namespace is gone
+
+	exitUnseen = 255 // the code of a command that ended while nobody looked, as Docker has it
 )
 
 // CreateContainer makes the namespace (or takes the one of o.Attach), joins the
@@ -90,15 +92,17 @@ func (o *op) createContainer(opts *ContainerOptions, ns *netns.NS, path string) 
 	if taken {
 		return nil, conflict("Conflict. The container name \"/%s\" is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", c.Name, other)
 	}
-	if c.Hostname == "" {
-		c.Hostname = c.ID[:12]
-	}
 	if c.Exposed, err = parseExposed(opts.Expose); err != nil {
 		return nil, err
 	}
 	network, err := o.resolveMode(c, opts)
 	if err != nil {
 		return nil, err
+	}
+	if c.Hostname == "" {
+		if c.Hostname, err = o.hostnameOf(c); err != nil {
+			return nil, err
+		}
 	}
 	if err := store.Put(o.tx, bucketNames, c.Name, c.ID); err != nil {
 		return nil, err
@@ -128,6 +132,22 @@ func (o *op) createContainer(opts *ContainerOptions, ns *netns.NS, path string) 
 		return nil, err
 	}
 	return c, o.raiseContainer(c, ns)
+}
+
+// hostnameOf is the name of a container that nobody has given one: of whom it shares the network
+// with, else its own.
+func (o *op) hostnameOf(c *Container) (string, error) {
+	switch c.Mode {
+	case ModeHost:
+		return os.Hostname()
+	case ModeContainer:
+		target, err := containerByID(o.tx, c.ModeTarget)
+		if err != nil {
+			return "", err
+		}
+		return target.Hostname, nil
+	}
+	return c.ID[:12], nil
 }
 
 // resolveMode turns --net into the mode, and the network to join if it is one.

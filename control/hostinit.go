@@ -114,6 +114,9 @@ func (m *Manager) effective(flags *Config) (Config, error) {
 		return Config{}, err
 	}
 	c = c.withDefaults()
+	if slices.Equal(c.Uplinks, []string{allUplinks}) {
+		c.Uplinks = nil
+	}
 	return c, c.check()
 }
 

@@ -141,6 +141,9 @@ func (m *Manager) Container(ref string) (*Container, error) {
 // present fills what is not in the record, and corrects what is not true any more.
 func (o *op) present(c *Container) error {
 	if c.State != StateExited && !o.up(c) {
+		if !c.Attached && c.State == StateRunning {
+			c.ExitCode = exitUnseen
+		}
 		c.State, c.PID, c.Supervisor = StateExited, 0, 0
 	}
 	var err error

@@ -3,6 +3,7 @@
 package control
 
 import (
+	"os"
 	"os/exec"
 	"testing"
 
@@ -59,4 +60,20 @@ func TestHugeHosts(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, l.m.Connect("more", "web", EndpointOptions{}))
 	require.Contains(t, l.file(c, "hosts"), "172.18.0.2\t"+c.Hostname)
+}
+
+// Who shares a network shares its name, as Docker has it.
+func TestHostnames(t *testing.T) {
+	l := newLab(t)
+	l.container("web", ContainerOptions{Hostname: "box"})
+	own, err := os.Hostname()
+	require.NoError(t, err)
+	for net, want := range map[string]string{"host": own, "container:web": "box", "none": ""} {
+		c, err := l.m.CreateContainer(ContainerOptions{Network: net, Args: []string{"x"}})
+		require.NoError(t, err)
+		if want == "" {
+			want = c.ID[:12]
+		}
+		require.Equal(t, want, c.Hostname, net)
+	}
 }

@@ -216,6 +216,12 @@ func TestUplinkLater(t *testing.T) {
 	lines, err := l.m.Reconcile()
 	require.NoError(t, err)
 	require.Equal(t, []string{"device eth1: from_uplink attached (tcx ingress)", "device eth1: to_uplink attached (tcx egress)"}, lines)
+	before := l.state()
+	for _, name := range []string{"etho", "lo"} {
+		err := l.m.Init(&Config{Uplinks: []string{name}})
+		require.ErrorContains(t, err, "uplink "+name+": no such device that leads to the world; there is: eth0, eth1 (all: each of them)")
+		require.Equal(t, before, l.state())
+	}
 	require.NoError(t, l.m.Init(&Config{Uplinks: []string{"eth1", "later"}}))
 	require.Contains(t, l.warns, "uplink later: no such device")
 	st, err := l.m.Status()
@@ -234,6 +240,18 @@ func TestUplinkLater(t *testing.T) {
 	settings, err := maps.New(src).Settings.Get()
 	require.NoError(t, err)
 	require.Equal(t, []maps.PortRange{{First: 2000, Last: 2999}}, settings.Pool)
+	st, err = l.m.Status()
+	require.NoError(t, err)
+	require.Contains(t, st.Problems, "uplink eth1, later: no such device: nobody reaches a published port; bpfnet init --uplink all takes what there is")
+	require.NoError(t, l.m.Init(&Config{Uplinks: []string{"all"}}))
+	st, err = l.m.Status()
+	require.NoError(t, err)
+	require.Empty(t, st.Problems)
+	devices := make(map[string]bool)
+	for _, hook := range st.Hooks {
+		devices[hook.Device] = true
+	}
+	require.True(t, devices["eth0"])
 }
 
 func TestFlows(t *testing.T) {

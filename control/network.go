@@ -264,9 +264,18 @@ func (o *op) raiseNetwork(n *Network) error {
 		known, err := o.bridgeIndex(n)
 		b.Pinned = err == nil && known == had.Attrs().Index && bytes.Equal(had.Attrs().HardwareAddr, mac)
 	}
-	index, err := link.EnsureBridge(ns, b)
+	index, added, err := link.EnsureBridge(ns, b)
 	if err != nil {
 		return err
+	}
+	if n.ForeignBridge {
+		o.undo.add("bridge "+n.Bridge, func() error { return added.TakeBack(ns, n.Bridge) })
+	}
+	if len(added.Addrs) > 0 {
+		n.Added = append(n.Added, added.Addrs...)
+		if err := o.putNetwork(n); err != nil {
+			return err
+		}
 	}
 	if had == nil {
 		o.did("network %s: bridge %s made", n.Name, n.Bridge)
@@ -296,10 +305,13 @@ func (o *op) removeNetwork(n *Network) error {
 	if err := o.path().ClearNetwork(n.Number, index); err != nil {
 		return err
 	}
-	if !n.ForeignBridge {
-		if err := link.DeleteBridge(ns, n.Bridge); err != nil {
-			return err
-		}
+	if n.ForeignBridge {
+		err = link.Added{Addrs: n.Added}.TakeBack(ns, n.Bridge)
+	} else {
+		err = link.DeleteBridge(ns, n.Bridge)
+	}
+	if err != nil {
+		return err
 	}
 	if n.Driver != "" {
 		if err := o.eachDriverRecord(n, o.forgetDriverEndpoint); err != nil {

@@ -103,6 +103,77 @@ func TestForeignBridge(t *testing.T) {
 	require.NoError(t, l.m.RemoveNetwork("own"))
 	require.Contains(t, links(t, l.host), "br0")
 	require.ElementsMatch(t, uplink, hooks(), "one again")
+
+	// What it lacks it gets, and loses again: with the network, or when that cannot be.
+	addrs := func() (list []string) {
+		have, err := h.AddrList(br, netlink.FAMILY_ALL)
+		require.NoError(t, err)
+		for _, a := range have {
+			if !a.IP.IsLinkLocalUnicast() {
+				list = append(list, a.IPNet.String())
+			}
+		}
+		dev, err := h.LinkByName("br0")
+		require.NoError(t, err)
+		return append(list, dev.Attrs().Flags.String())
+	}
+	require.NoError(t, h.LinkSetDown(br))
+	before := addrs()
+	require.NoError(t, h.LinkSetMTU(br, 1000)) // no IPv6
+	_, err = l.m.CreateNetwork(NetworkOptions{Name: "own", Bridge: "br0", IPv6: true})
+	require.ErrorContains(t, err, "bridge br0")
+	require.Equal(t, before, addrs())
+	require.NoError(t, h.LinkSetMTU(br, 1500))
+	require.NoError(t, h.LinkSetUp(br))
+	before = addrs()
+	_, err = l.m.CreateNetwork(NetworkOptions{Name: "own", Bridge: "br0", IPv6: true, Subnets: []netip.Prefix{netip.MustParsePrefix("10.8.0.0/24")}})
+	require.NoError(t, err)
+	require.Contains(t, addrs(), "10.8.0.1/24")
+	_, err = l.m.Reconcile()
+	require.NoError(t, err)
+	require.NoError(t, l.m.RemoveNetwork("own"))
+	require.Equal(t, before, addrs())
+}
+
+// The MTU that could not change waits for the next init without containers.
+func TestMTULater(t *testing.T) {
+	l := newLab(t)
+	mtu := func() int {
+		n, err := l.m.Network(DefaultNetwork)
+		require.NoError(t, err)
+		return n.MTU
+	}
+	l.container("web", ContainerOptions{})
+	require.NoError(t, l.m.Init(&Config{MTU: 1400}))
+	require.Equal(t, []string{"mtu: network bridge keeps 1500 while containers are on it; init again when none is"}, l.warns)
+	l.warns = nil
+	require.NoError(t, l.m.Init(&Config{MTU: 1500}))
+	require.Empty(t, l.warns, "which it has")
+	require.NoError(t, l.m.Init(&Config{MTU: 1400}))
+	require.NoError(t, l.m.RemoveContainer("web"))
+	require.NoError(t, l.m.Init(nil))
+	l.container("again", ContainerOptions{})
+	require.Equal(t, 1400, mtu())
+	_, err := l.m.CreateNetwork(NetworkOptions{Name: "six", IPv6: true, MTU: 1279})
+	require.ErrorContains(t, err, "mtu: 1279 is less than the 1280 that IPv6 needs")
+}
+
+// A subnet in which the host is itself is not for containers.
+func TestSubnetOfHost(t *testing.T) {
+	l := newLab(t)
+	require.NoError(t, l.m.Init(nil))
+	before := l.state()
+	for _, subnet := range []string{"192.0.2.0/24", "192.0.0.0/16", "2001:db8::/64"} {
+		_, err := l.m.CreateNetwork(NetworkOptions{Name: "own", Subnets: []netip.Prefix{netip.MustParsePrefix(subnet)}})
+		require.ErrorIs(t, err, ErrConflict, subnet)
+		require.ErrorContains(t, err, "subnet "+subnet+": this host has ")
+		require.ErrorContains(t, err, " in it, on eth0: choose another")
+	}
+	require.ErrorContains(t, l.m.Init(&Config{BIP: "192.0.2.9/24"}), "subnet 192.0.2.0/24: this host has 192.0.2.1 in it")
+	require.Equal(t, before, l.state())
+	require.NoError(t, l.m.Init(&Config{BIP: "192.0.3.1/24"}))
+	_, err := l.m.CreateNetwork(NetworkOptions{Name: "own", Subnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.128/25")}})
+	require.NoError(t, err, "a part of it where the host is not")
 }
 
 func TestConfiguration(t *testing.T) {
@@ -174,6 +245,7 @@ func TestConfigFile(t *testing.T) {
 		`{"bridge": "x", "nope": 1}`:         `unknown field "nope"`,
 		`{"bip": "10.0.0.1"}`:                `bip: "10.0.0.1" is not ADDRESS/LENGTH`,
 		`{"mtu": 20}`:                        "mtu: 20 is not in 68-65535",
+		`{"mtu": 1000, "ipv6": true}`:        "mtu: 1000 is less than the 1280 that IPv6 needs",
 		`{"ip": "x"}`:                        `ip: "x" is not an address`,
 		`{} {}`:                              "more than one value",
 		`{"masquerade-ports": "100-50"}`:     `masquerade-ports: "100-50" is no range of ports`,

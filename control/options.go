@@ -74,6 +74,19 @@ func (opts *ContainerOptions) checkMode() error {
 	case opts.Network == ModeNone && len(opts.Links) > 0:
 		return invalid("conflicting options: --net none can't be used with links")
 	}
+	if ep := &opts.Endpoint; shared || opts.Network == ModeHost || opts.Network == ModeNone {
+		for _, x := range []struct {
+			flag  string
+			given bool
+		}{
+			{"ip", ep.IPv4.IsValid()}, {"ip6", ep.IPv6.IsValid()}, {"mac-address", ep.MAC != "" && !shared},
+			{"network-alias", len(ep.Aliases) > 0}, {"ifname", ep.IfName != ""},
+		} {
+			if x.given {
+				return invalid("conflicting options: --%s and --net %s, which has no interface of its own on a network", x.flag, opts.Network)
+			}
+		}
+	}
 	if !shared {
 		return nil
 	}

@@ -3,6 +3,7 @@
 package control
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/bpfnet/bpfnet/control/store"
@@ -42,7 +43,8 @@ func (m *Manager) Publish(ref string, specs ...string) ([]Publication, error) {
 }
 
 // Unpublish takes ports away that were published with these specs: all of them or
-// none. A spec without a host port means all with that container port.
+// none. A spec without a host port means all with that container port; one without an
+// address or from= means whatever was said of those.
 func (m *Manager) Unpublish(ref string, specs ...string) error {
 	wanted, err := parseSpecs(specs)
 	if err != nil {
@@ -65,7 +67,11 @@ func (m *Manager) Unpublish(ref string, specs ...string) error {
 			}
 		}
 		if i := slices.Index(found, false); i >= 0 {
-			return notFound("container %s: %s is not published", c.Name, wanted[i].Raw)
+			why, err := wanted[i].within(batches)
+			if err != nil {
+				return err
+			}
+			return notFound("container %s: %s is not published%s", c.Name, wanted[i].Raw, why)
 		}
 		// Only now: a door that was closed and is opened again has lost its flows.
 		for i, b := range batches {
@@ -150,9 +156,13 @@ func (b *portBatch) meant(wanted []hostSpec, found []bool) (drop map[int]bool, e
 			drop[given[i].index], found[j] = true, true
 		}
 	}
+	from := make(map[int][]netip.Prefix, len(given))
+	for i := range given {
+		from[given[i].index] = given[i].From
+	}
 	for _, d := range b.Doors {
 		for _, j := range at[protoPort{d.Proto, d.Port}] {
-			if wanted[j].leadsTo(d, b.Binds[d.Bind]) {
+			if wanted[j].leadsTo(d, b.Binds[d.Bind]) && (wanted[j].From == nil || slices.Equal(wanted[j].From, from[d.Spec])) {
 				drop[d.Spec], found[j] = true, true
 			}
 		}

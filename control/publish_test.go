@@ -81,6 +81,12 @@ func TestPublish(t *testing.T) {
 	require.ErrorContains(t, err, "Bind for 0.0.0.0:8200 failed: port is already allocated", "within one command")
 	require.Equal(t, before, l.state())
 
+	require.ErrorContains(t, l.m.Unpublish("web", "7001:81"), "container web: 7001:81 is not published by itself, but within 7000-7002:80-82")
+	l.publish("web", "8300:80,from=10.0.0.0/8")
+	require.ErrorIs(t, l.m.Unpublish("web", "8300:80,from=11.0.0.0/8"), ErrNotFound)
+	require.NoError(t, l.m.Unpublish("web", "8300:80"))
+	l.publish("web", "8300:80,from=10.0.0.0/8")
+	require.NoError(t, l.m.Unpublish("web", "8300:80,from=10.0.0.0/8"))
 	require.NoError(t, l.m.Unpublish("web", "8080:80", "7000-7002:80-82"))
 	require.ErrorIs(t, l.m.Unpublish("web", "8080:80"), ErrNotFound)
 	require.Equal(t, "0.0.0.0:8080->80/tcp [::]:8080->80/tcp", l.publish("dual", "8080:80"), "B13")

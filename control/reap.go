@@ -19,7 +19,15 @@ func (o *op) reap(id string) (bool, error) {
 	if err != nil || c.State == StateExited || o.up(c) {
 		return false, err
 	}
-	return true, o.finish(c)
+	return true, o.finishUnseen(c)
+}
+
+// finishUnseen finishes a container of whose end nobody has told.
+func (o *op) finishUnseen(c *Container) error {
+	if !c.Attached {
+		c.ExitCode = exitUnseen
+	}
+	return o.finish(c)
 }
 
 // reapHolders reaps the containers that host ports lead to. It looks at all

@@ -37,6 +37,7 @@ func TestReap(t *testing.T) {
 	got, err := l.m.Container("one")
 	require.NoError(t, err)
 	require.Equal(t, StateExited, got.State)
+	require.Equal(t, 255, got.ExitCode, "of which nobody has heard")
 	lines, err := l.m.Reconcile()
 	require.NoError(t, err)
 	require.Empty(t, lines)

@@ -184,7 +184,7 @@ func (o *op) settleContainers(all []*Container) ([]*Container, error) {
 			what = "it has not started yet"
 		}
 		o.did("container %s: exited, %s", c.Name, what)
-		if err := o.finish(c); err != nil {
+		if err := o.finishUnseen(c); err != nil {
 			return nil, fmt.Errorf("container %s: %w", c.Name, err)
 		}
 	}

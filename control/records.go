@@ -28,7 +28,7 @@ type Config struct {
 	DNSSearch           []string      `json:"dns-search,omitempty"`            //
 	DNSOptions          []string      `json:"dns-opts,omitempty"`              //
 	DefaultAddressPools []AddressPool `json:"default-address-pools,omitempty"` // Docker's defaults
-	Uplinks             []string      `json:"uplinks,omitempty"`               // devices that are uplinks; all but our own and lo
+	Uplinks             []string      `json:"uplinks,omitempty"`               // devices that are uplinks; "all" alone, or none: all but our own and lo
 	MasqueradePorts     string        `json:"masquerade-ports,omitempty"`      // "1024-32767,61000-65535"
 	FlowTableSize       int           `json:"flow-table-size,omitempty"`       // established flows per family, 1024..1048576; 131072
 	HalfOpenTableSize   int           `json:"half-open-table-size,omitempty"`  // half-open flows per family, 512..1048576; 32768
@@ -63,6 +63,7 @@ type Network struct {
 	EngineICC       bool              `json:"engineICC,omitempty"`     // what the engine says of it
 	Driver          string            `json:"driver,omitempty"`        // for whose engine we keep it: see Manager.AddDriverNetwork
 	ForeignBridge   bool              `json:"foreignBridge,omitempty"` // existed before us: never deleted
+	Added           []netip.Prefix    `json:"added,omitempty"`         // addresses that it has from us
 	MAC             string            `json:"mac"`                     // of the bridge
 	Subnets         []Subnet          `json:"subnets"`                 // one per family at most, IPv4 first
 	Internal        bool              `json:"internal"`

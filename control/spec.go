@@ -53,6 +53,23 @@ func (s *hostSpec) leadsTo(d door, addrs []netip.Addr) bool {
 		(!s.HostIP.IsValid() || slices.Contains(addrs, s.HostIP))
 }
 
+// within says that the spec of an unpublish names a part of a range; "" if it does not.
+func (s *hostSpec) within(batches []*portBatch) (string, error) {
+	for _, b := range batches {
+		given, err := b.parsed()
+		if err != nil {
+			return "", err
+		}
+		for i := range given {
+			g := &given[i]
+			if g.Count() > s.Count() && g.proto == s.proto && g.First <= s.First && s.Last <= g.Last {
+				return " by itself, but within " + g.Raw, nil
+			}
+		}
+	}
+	return "", nil
+}
+
 // chooses says whether the spec leaves a choice of host ports.
 func (s *hostSpec) chooses() bool {
 	return s.HostFirst == 0 || s.HostLast-s.HostFirst != s.Last-s.First

@@ -5,6 +5,7 @@ package control
 import (
 	"bytes"
 	"cmp"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -56,6 +57,15 @@ func (o *op) status(s *Status) error {
 	}
 	if why != "" {
 		s.Problem("%s: run bpfnet reconcile", why)
+	}
+	if named := h.Config.Uplinks; len(named) > 0 {
+		up, err := o.uplinks()
+		if err != nil {
+			return err
+		}
+		if len(up) == 0 {
+			s.Problem("uplink %s: no such device: nobody reaches a published port; bpfnet init --uplink %s takes what there is", strings.Join(named, ", "), allUplinks)
+		}
 	}
 	if err := o.engineProblems(s); err != nil {
 		return err

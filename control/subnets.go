@@ -45,7 +45,7 @@ func (o *NetworkOptions) check() error {
 			return &ofKind{ErrInvalid, err}
 		}
 	}
-	if err := checkMTU(o.MTU); err != nil {
+	if err := checkMTU(o.MTU, false); err != nil {
 		return err
 	}
 	if o.Bridge != "" {
@@ -143,6 +143,9 @@ func (o *op) planSubnets(n *Network, opts NetworkOptions) error {
 				return conflict("invalid pool request: Pool overlaps with other one on this address space (%s, %s)", s, t)
 			}
 		}
+		if err := o.apart(s, n.Bridge); err != nil {
+			return err
+		}
 		chosen[i] = s
 	}
 	if !chosen[0].IsValid() {
@@ -162,6 +165,9 @@ func (o *op) planSubnets(n *Network, opts NetworkOptions) error {
 			}
 		}
 	}
+	if err := checkMTU(n.MTU, chosen[1].IsValid()); err != nil {
+		return err
+	}
 	for _, p := range chosen {
 		if p.IsValid() {
 			s, err := subnetOf(p, opts, &o.host.Config)
@@ -169,6 +175,41 @@ func (o *op) planSubnets(n *Network, opts NetworkOptions) error {
 				return err
 			}
 			n.Subnets = append(n.Subnets, s)
+		}
+	}
+	return nil
+}
+
+// apart refuses a subnet in which this host has an address by another device than the network's:
+// one of the two would not be reached any more.
+func (o *op) apart(subnet netip.Prefix, bridge string) error {
+	ns, err := o.hostNetns()
+	if err != nil {
+		return err
+	}
+	ours, err := o.claims()
+	if err != nil {
+		return err
+	}
+	addrs, err := link.HostAddrs(ns)
+	if err != nil {
+		return err
+	}
+	h, err := ns.Netlink()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	for _, a := range addrs {
+		if !subnet.Contains(a.Addr) {
+			continue
+		}
+		dev, err := h.LinkByIndex(a.Ifindex)
+		if err != nil { // gone meanwhile
+			continue
+		}
+		if name := dev.Attrs().Name; name != bridge && !ours(dev) {
+			return conflict("subnet %s: this host has %s in it, on %s: choose another", subnet, a.Addr, name)
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@ package link
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -32,13 +33,20 @@ type Bridge struct {
 	Pinned bool
 }
 
+// Added is what EnsureBridge did to a bridge that it took as it was.
+type Added struct {
+	Addrs []netip.Prefix
+	Up    bool
+}
+
 // EnsureBridge makes the bridge, or repairs it until it is as described, and says
 // its index. The bridge is up, without STP and multicast snooping, takes no
 // router advertisements, and has the link-local address that its MAC gives, at once.
-// A device of another kind with that name is an error.
-func EnsureBridge(ns *netns.NS, b Bridge) (ifindex int, err error) {
+// A device of another kind with that name is an error. When it fails it leaves an
+// adopted bridge without what it added.
+func EnsureBridge(ns *netns.NS, b Bridge) (ifindex int, added Added, err error) {
 	if err := CheckName(b.Name); err != nil {
-		return 0, err
+		return 0, added, err
 	}
 	if b.MTU == 0 {
 		b.MTU = 1500
@@ -48,16 +56,56 @@ func EnsureBridge(ns *netns.NS, b Bridge) (ifindex int, err error) {
 		if err != nil {
 			return err
 		}
-		if err := b.repair(ns, h, l, made); err != nil {
+		if err := b.repair(ns, h, l, made, &added); err != nil {
 			if made {
 				h.LinkDel(l)
+			} else {
+				err = errors.Join(err, added.takeBack(h, l))
 			}
 			return fmt.Errorf("bridge %s: %w", b.Name, err)
 		}
 		ifindex = l.Attrs().Index
 		return nil
 	})
-	return ifindex, err
+	return ifindex, added, err
+}
+
+// TakeBack undoes what EnsureBridge did to somebody's bridge. One that is gone is no error.
+func (a Added) TakeBack(ns *netns.NS, name string) error {
+	if !a.Up && len(a.Addrs) == 0 {
+		return nil
+	}
+	return withHandle(ns, func(h *netlink.Handle) error {
+		l, err := h.LinkByName(name)
+		if notFound(err) {
+			return nil
+		}
+		if err == nil {
+			err = a.takeBack(h, l)
+		}
+		if err != nil {
+			return fmt.Errorf("bridge %s: %w", name, err)
+		}
+		return nil
+	})
+}
+
+func (a Added) takeBack(h *netlink.Handle, l netlink.Link) error {
+	have, err := addrsOf(h, l)
+	if err != nil {
+		return err
+	}
+	for _, p := range a.Addrs {
+		if addr, ok := have[p]; ok {
+			if err := h.AddrDel(l, &addr); err != nil {
+				return fmt.Errorf("remove address %s: %w", p, err)
+			}
+		}
+	}
+	if a.Up {
+		return h.LinkSetDown(l)
+	}
+	return nil
 }
 
 func findOrMakeBridge(h *netlink.Handle, b Bridge) (l netlink.Link, made bool, err error) {
@@ -86,7 +134,7 @@ func findOrMakeBridge(h *netlink.Handle, b Bridge) (l netlink.Link, made bool, e
 	return l, made, nil
 }
 
-func (b Bridge) repair(ns *netns.NS, h *netlink.Handle, l netlink.Link, made bool) error {
+func (b Bridge) repair(ns *netns.NS, h *netlink.Handle, l netlink.Link, made bool, added *Added) error {
 	attrs := l.Attrs()
 	switch {
 	case b.Adopt && b.Pinned:
@@ -116,8 +164,9 @@ func (b Bridge) repair(ns *netns.NS, h *netlink.Handle, l netlink.Link, made boo
 		if err := h.LinkSetUp(l); err != nil {
 			return fmt.Errorf("up: %w", err)
 		}
+		added.Up = b.Adopt
 	}
-	return b.setAddrs(h, l)
+	return b.setAddrs(h, l, added)
 }
 
 // inside does what has to be done on a thread of the namespace.
@@ -149,7 +198,7 @@ func (b Bridge) inside(ifindex int, made bool) error {
 	return nil
 }
 
-func (b Bridge) setAddrs(h *netlink.Handle, l netlink.Link) error {
+func (b Bridge) setAddrs(h *netlink.Handle, l netlink.Link, added *Added) error {
 	have, err := addrsOf(h, l)
 	if err != nil {
 		return err
@@ -185,6 +234,9 @@ func (b Bridge) setAddrs(h *netlink.Handle, l netlink.Link) error {
 		}
 		if err := addAddr(h, l, p); err != nil {
 			return err
+		}
+		if b.Adopt {
+			added.Addrs = append(added.Addrs, p)
 		}
 	}
 	return awaitAddrs(h, l, want)

@@ -37,7 +37,7 @@ func TestEnsureBridge(t *testing.T) {
 	ns, h := newNS(t)
 	forwarding := sysctlOf(t, ns, "ipv6/conf/all/forwarding") + sysctlOf(t, ns, "ipv4/ip_forward")
 	b := testBridge(t)
-	ifindex, err := EnsureBridge(ns, b)
+	ifindex, _, err := EnsureBridge(ns, b)
 	require.NoError(t, err)
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v", HardwareAddr: mac(t, "02:00:00:00:00:01")}, PeerName: "w"}
 	require.NoError(t, h.LinkAdd(veth))
@@ -50,7 +50,7 @@ func TestEnsureBridge(t *testing.T) {
 	require.Equal(t, "0", sysctlOf(t, ns, "ipv6/conf/bpfnet0/accept_ra"))
 	require.Equal(t, forwarding, sysctlOf(t, ns, "ipv6/conf/all/forwarding")+sysctlOf(t, ns, "ipv4/ip_forward"))
 
-	again, err := EnsureBridge(ns, b)
+	again, _, err := EnsureBridge(ns, b)
 	require.NoError(t, err)
 	require.Equal(t, ifindex, again)
 	checkBridge(t, h, b, ifindex)
@@ -79,11 +79,11 @@ func TestEnsureBridgeRepairs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ns, h := newNS(t)
 			b := testBridge(t)
-			ifindex, err := EnsureBridge(ns, b)
+			ifindex, _, err := EnsureBridge(ns, b)
 			require.NoError(t, err)
 			require.NoError(t, breakIt(t, h, getLink(t, h, b.Name)))
 
-			again, err := EnsureBridge(ns, b)
+			again, _, err := EnsureBridge(ns, b)
 			require.NoError(t, err)
 			require.Equal(t, ifindex, again)
 			checkBridge(t, h, b, ifindex)
@@ -95,7 +95,7 @@ func TestEnsureBridgeRepairs(t *testing.T) {
 		b := testBridge(t)
 		setSysctl(t, ns, "ipv6/conf/default/disable_ipv6", "1")
 		require.NoError(t, h.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: b.Name}}))
-		ifindex, err := EnsureBridge(ns, b)
+		ifindex, _, err := EnsureBridge(ns, b)
 		require.NoError(t, err)
 		checkBridge(t, h, b, ifindex)
 	})
@@ -104,10 +104,10 @@ func TestEnsureBridgeRepairs(t *testing.T) {
 		ns, h := newNS(t)
 		b := testBridge(t)
 		b.MAC = mac(t, "02:42:ac:11:00:99")
-		_, err := EnsureBridge(ns, b)
+		_, _, err := EnsureBridge(ns, b)
 		require.NoError(t, err)
 		b.MAC = testBridge(t).MAC
-		ifindex, err := EnsureBridge(ns, b)
+		ifindex, _, err := EnsureBridge(ns, b)
 		require.NoError(t, err)
 		checkBridge(t, h, b, ifindex)
 	})
@@ -115,7 +115,7 @@ func TestEnsureBridgeRepairs(t *testing.T) {
 	t.Run("stp and snooping", func(t *testing.T) {
 		ns, h := newNS(t)
 		b := testBridge(t)
-		ifindex, err := EnsureBridge(ns, b)
+		ifindex, _, err := EnsureBridge(ns, b)
 		require.NoError(t, err)
 		require.NoError(t, ns.Do(func() error {
 			return SetBridgeData(ifindex, nl.NewRtAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(1)), nl.NewRtAttr(nl.IFLA_BR_MCAST_SNOOPING, nl.Uint8Attr(1)))
@@ -128,7 +128,7 @@ func TestEnsureBridgeRepairs(t *testing.T) {
 		}))
 		require.Equal(t, "1", stpState(t, ns, b.Name))
 		require.True(t, *getLink(t, h, b.Name).(*netlink.Bridge).MulticastSnooping)
-		_, err = EnsureBridge(ns, b)
+		_, _, err = EnsureBridge(ns, b)
 		require.NoError(t, err)
 		require.Equal(t, "0", stpState(t, ns, b.Name))
 		checkBridge(t, h, b, ifindex)
@@ -154,7 +154,7 @@ func delAddr(h *netlink.Handle, l netlink.Link, prefix string) error {
 func TestAdoptBridge(t *testing.T) {
 	ns, h := newNS(t)
 	b := Bridge{Name: "br0", Adopt: true, MTU: 1400, MAC: mac(t, "02:00:00:00:00:09"), Addrs: prefixes("10.0.0.1/24")}
-	_, err := EnsureBridge(ns, b)
+	_, _, err := EnsureBridge(ns, b)
 	require.ErrorIs(t, err, fs.ErrNotExist)
 
 	on := true
@@ -164,7 +164,7 @@ func TestAdoptBridge(t *testing.T) {
 	require.NoError(t, addAddr(h, l, prefixes("192.168.7.1/24")[0]))
 
 	for range 2 {
-		ifindex, err := EnsureBridge(ns, b)
+		ifindex, _, err := EnsureBridge(ns, b)
 		require.NoError(t, err)
 		l = getLink(t, h, "br0")
 		require.Equal(t, ifindex, l.Attrs().Index)
@@ -180,14 +180,14 @@ func TestBridgeNameOfAnotherDevice(t *testing.T) {
 	require.NoError(t, h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v"}, PeerName: "w"}))
 	before := addrList(t, h, getLink(t, h, "v"))
 	for _, adopt := range []bool{false, true} {
-		_, err := EnsureBridge(ns, Bridge{Name: "v", Adopt: adopt, Addrs: prefixes("10.0.0.1/24")})
+		_, _, err := EnsureBridge(ns, Bridge{Name: "v", Adopt: adopt, Addrs: prefixes("10.0.0.1/24")})
 		require.ErrorIs(t, err, fs.ErrExist)
 		require.ErrorContains(t, err, "veth")
 	}
 	require.Error(t, DeleteBridge(ns, "v"))
 	require.Error(t, DeleteVeth(ns, "lo"))
 	require.Equal(t, before, addrList(t, h, getLink(t, h, "v")))
-	_, err := EnsureBridge(ns, Bridge{Name: "../x"})
+	_, _, err := EnsureBridge(ns, Bridge{Name: "../x"})
 	require.Error(t, err)
 }
 
@@ -197,7 +197,7 @@ func TestEnsureBridgeAtomic(t *testing.T) {
 	before := names(t, h)
 	b := testBridge(t)
 	b.Addrs = append(b.Addrs, prefixes("ff02::1/64")...)
-	_, err := EnsureBridge(ns, b)
+	_, _, err := EnsureBridge(ns, b)
 	require.Error(t, err)
 	require.Equal(t, before, names(t, h))
 }

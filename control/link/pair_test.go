@@ -16,7 +16,7 @@ import (
 // A cable whose second end waits in the host for somebody to take it.
 func TestPair(t *testing.T) {
 	host, h := newNS(t)
-	_, err := EnsureBridge(host, Bridge{Name: "br0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1400})
+	_, _, err := EnsureBridge(host, Bridge{Name: "br0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1400})
 	require.NoError(t, err)
 	find := func(name string) netlink.Link {
 		t.Helper()

@@ -26,7 +26,7 @@ func testVeth(t testing.TB) Veth {
 // host is a namespace with a bridge in it.
 func bridgeHost(t testing.TB) (*netns.NS, *netlink.Handle, int) {
 	ns, h := newNS(t)
-	ifindex, err := EnsureBridge(ns, Bridge{Name: "bpfnet0", MAC: mac(t, "02:42:ac:11:00:01"), MTU: 1450,
+	ifindex, _, err := EnsureBridge(ns, Bridge{Name: "bpfnet0", MAC: mac(t, "02:42:ac:11:00:01"), MTU: 1450,
 		Addrs: prefixes("172.17.0.1/16", "fd00:1::1/64")})
 	require.NoError(t, err)
 	return ns, h, ifindex

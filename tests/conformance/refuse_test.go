@@ -190,7 +190,11 @@ var badLines = []refusal{
 	// Containers: names, addresses, files.
 	{line: "run --name a~b -- true", words: "a b"}, {line: "run --name a/b -- true", words: "a/b"}, {line: "run --name .. -- true", words: ".."}, {line: "run --name srv -- true", words: "srv"},
 	{line: "run --net nosuch -- true", words: "nosuch"}, {line: "run --net container: -- true", words: "container"}, {line: "run --net container:nobody -- true", words: "nobody"},
-	{line: "run --net container:srv -p 80 -- true", words: "port publishing"}, {line: "run --net n1 --ip x -- true", words: "--ip|x"}, {line: "run --net n1 --ip 10.1.0.300 -- true", words: "10.1.0.300"},
+	{line: "run --net container:srv -p 80 -- true", words: "port publishing"}, {line: "run --net none --ip 10.1.0.9 -- true", words: "--ip and --net none"},
+	{line: "run --net host --network-alias x -- true", words: "--network-alias and --net host"}, {line: "run --net container:srv --ip6 fd00:1::9 -- true", words: "--ip6 and --net container:srv"},
+	{line: "network create --subnet 203.0.113.0/25 other", words: "203.0.113.1|eth0"}, {line: "init --uplink etho", words: "etho|eth0"}, {line: "init --mtu 1000 --ipv6", words: "1000|1280"},
+	{line: "unpublish srv 8080:80,from=10.0.0.0/8", words: "8080:80,from=10.0.0.0/8"},
+	{line: "run --net n1 --ip x -- true", words: "--ip|x"}, {line: "run --net n1 --ip 10.1.0.300 -- true", words: "10.1.0.300"},
 	{line: "run --net n1 --ip 10.2.0.9 -- true", words: "10.2.0.9"}, {line: "run --net n1 --ip 10.1.0.1 -- true", words: "10.1.0.1"}, {line: "run --net n1 --ip 10.1.0.0 -- true", words: "10.1.0.0"},
 	{line: "run --net n1 --ip 10.1.0.255 -- true", words: "10.1.0.255"}, {line: "run --net n1 --ip SRV4 -- true", words: "SRV4"}, {line: "run --net n1 --ip fd00:1::9 -- true", words: "--ip|fd00:1::9"},
 	{line: "run --net n1 --ip6 10.1.0.9 -- true", words: "--ip6|10.1.0.9"}, {line: "run --net n2 --ip6 fd00:9::9 -- true", words: "family"}, {line: "run --mac-address x -- true", words: "x"},
