@@ -36,7 +36,7 @@ func TestA3HostService(t *testing.T) {
 func TestA1LinkLocal(t *testing.T) {
 	parallel(t)
 	c, _, _, _ := mainCast(t)
-	to := at(c.scoped(station{local: linkLocal(t, c.Host, c.X.Device)}, c.Client, "eth0"), 8080)
+	to := at(c.scoped(c.uplink(), c.Client, "eth0"), 8080)
 	for _, proto := range []string{"tcp", "udp"} {
 		_, err := ask(c.Client, proto, "", to, wait)
 		require.True(t, lab.Refused(err), "%s: %v", proto, err)

@@ -72,7 +72,7 @@ func joinAndLeave(t *testing.T, six bool) {
 	}
 	for range rounds {
 		unharmed(talks...)
-		c.allSilent(apart, works(c.Host, at(o.ip4, 80)))
+		c.allSilent(apart, works(c.Host, at(o.ip4, 80), at(o.ip6, 80)))
 
 		c.connect("n2", s)
 		unharmed(talks...)
@@ -95,7 +95,7 @@ func joinAndLeave(t *testing.T, six bool) {
 		c.disconnect("n2", s)
 		unharmed(talks...)
 		c.silent(o.ns, at(second.ip4, 80), works(c.Client, at(lab.HostIPv4, 8080)))
-		c.silent(o.ns, at(second.ip6, 80), works(c.Client, at(lab.HostIPv4, 8080)))
+		c.silent(o.ns, at(second.ip6, 80), works(c.Host, at(o.ip6, 80)))
 		require.Equal(t, []string{"eth0", "lo"}, c.devices(s))
 		c.answers(c.Client, at(lab.HostIPv4, 8080), "srv", lab.ClientIPv4)
 		if six {

@@ -33,8 +33,10 @@ func TestC6(t *testing.T) {
 	for _, a := range []*actor{s, p, o} {
 		c.serve(a, 80)
 	}
-	lab.ServeTCP(t, c.Client, "world", ":7000")
-	lab.ServeUDP(t, c.Client, "world", ":7000")
+	for _, port := range []string{":7000", ":7001"} {
+		lab.ServeTCP(t, c.Client, "world", port)
+		lab.ServeUDP(t, c.Client, "world", port)
+	}
 	lab.ServeTCP(t, c.Host, "host", ":9000")
 	lab.ServeUDP(t, c.Host, "host", ":9000")
 	gw := c.gateway("n1")
@@ -44,6 +46,7 @@ func TestC6(t *testing.T) {
 		c.answers(p.ns, at(s.ip4, 80), "srv", p.ip4.String())
 		c.answers(p.ns, at(s.ip6, 80), "srv", p.ip6.String())
 		c.answers(s.ns, at(p.ip4, 80), "peer", s.ip4.String())
+		c.answers(s.ns, at(p.ip6, 80), "peer", s.ip6.String())
 		for _, family := range ipVersions {
 			c.answers(s.ns, at(gw.addr(family), 9000), "host", "")
 			c.answers(c.Host, at([]netip.Addr{s.ip4, s.ip6}[family/6], 80), "srv", gw.addr(family).String())
@@ -64,13 +67,17 @@ func TestC6(t *testing.T) {
 			c := c.in(t)
 			c.forwarding(forward)
 			world := []netip.Addr{netip.MustParseAddr(lab.ClientIPv4), netip.MustParseAddr(lab.ClientIPv6)}
-			arrived := lab.CaptureIn(t, c.Client, "eth0", c.station(s, "n1").mentions)
+			// From s, or in the host's name: o's go by other ports of X's.
+			arrived := lab.CaptureIn(t, c.Client, "eth0", func(f []byte) bool {
+				_, _, port := transportOf(f)
+				return c.station(s, "n1").mentions(f) || port == 7001
+			})
 			before := c.drops("INTERNAL")
-			c.allSilent(doors(s.ns, world, 7000), works(o.ns, at(lab.ClientIPv4, 7000)))
-			require.Greater(t, c.drops("INTERNAL"), before)
+			c.allSilent(doors(s.ns, world, 7001), reaches(o.ns, at(lab.ClientIPv4, 7000), at(lab.ClientIPv6, 7000)))
+			require.GreaterOrEqual(t, c.drops("INTERNAL"), before+6)
 			require.Empty(t, arrived.Frames(), lab.Describe(arrived.Frames()))
 
-			beside := works(c.Client, at(lab.HostIPv4, 9090))
+			beside := reaches(c.Client, at(lab.HostIPv4, 9090), at(lab.HostIPv6, 9090))
 			inside := lab.CaptureIn(t, s.ns, "eth0", c.world().mentions)
 			before = c.drops("DIRECT_ACCESS")
 			c.allSilent(doors(c.Client, []netip.Addr{s.ip4, s.ip6}, 80), beside)
@@ -78,14 +85,15 @@ func TestC6(t *testing.T) {
 			closed := []string{at(lab.HostIPv4, 8080), at(lab.HostIPv6, 8080)}
 			c.allSilent(tries{}.ask(c.Client, closed...).ask(o.ns, closed...).ask(c.Host, append(closed, "127.0.0.1:8080", "[::1]:8080")...),
 				func() error {
-					return errors.Join(beside(), works(o.ns, at(lab.HostIPv4, 9090))(), works(c.Host, "127.0.0.1:9090")())
+					return errors.Join(beside(), works(o.ns, at(lab.HostIPv4, 9090), at(lab.HostIPv6, 9090))(), works(c.Host, "127.0.0.1:9090", "[::1]:9090")())
 				})
 			require.Empty(t, inside.Frames(), lab.Describe(inside.Frames()))
 
 			// Other networks neither.
-			c.allSilent(doors(o.ns, []netip.Addr{s.ip4, s.ip6}, 80), beside)
-			c.allSilent(doors(s.ns, []netip.Addr{o.ip4, o.ip6}, 80), beside)
-			c.allSilent(tries{}.ask(s.ns, at(lab.HostIPv4, 9090), at(lab.HostIPv6, 9090)), works(o.ns, at(lab.HostIPv4, 9090)))
+			peers := reaches(p.ns, at(s.ip4, 80), at(s.ip6, 80))
+			c.allSilent(doors(o.ns, []netip.Addr{s.ip4, s.ip6}, 80), peers)
+			c.allSilent(doors(s.ns, []netip.Addr{o.ip4, o.ip6}, 80), reaches(c.Host, at(o.ip4, 80), at(o.ip6, 80)))
+			c.allSilent(tries{}.ask(s.ns, at(lab.HostIPv4, 9090), at(lab.HostIPv6, 9090)), works(o.ns, at(lab.HostIPv4, 9090), at(lab.HostIPv6, 9090)))
 		})
 	}
 }

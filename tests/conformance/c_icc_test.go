@@ -4,7 +4,6 @@ package conformance
 
 import (
 	"bytes"
-	"errors"
 	"net/netip"
 	"slices"
 	"testing"
@@ -56,13 +55,14 @@ func TestC2(t *testing.T) {
 	parallel(t)
 	c, s, p, l := iccCast(t)
 	lab.ServeTCP(t, c.Host, "host", ":9000")
+	lab.ServeUDP(t, c.Host, "host", ":9000")
 	ps, ss, gw := c.station(p, "n1"), c.station(s, "n1"), c.gateway("n1")
 	arrived := lab.CaptureIn(t, s.ns, ss.dev, ps.mentions)
 	none := func(t testing.TB) {
 		t.Helper()
 		require.Empty(t, arrived.Frames(), lab.Describe(arrived.Frames()))
 	}
-	gateway := works(p.ns, at(gw.ip4, 9000))
+	gateway := reaches(p.ns, at(gw.ip4, 9000), at(gw.ip6, 9000))
 
 	t.Run("gateway and linked peers", func(t *testing.T) {
 		c := c.in(t)
@@ -273,6 +273,7 @@ func TestC3(t *testing.T) {
 	require.NoError(t, lab.Ping(c.Host, s.ip6.String(), wait))
 	// And is off: the same ports by the container's own address.
 	c.silent(p.ns, at(s.ip4, 80), works(p.ns, at(lab.HostIPv4, 8080)))
+	c.silent(p.ns, at(s.ip6, 80), works(p.ns, at(lab.HostIPv6, 8080)))
 }
 
 // C5: containers of two networks do not reach each other.
@@ -285,7 +286,7 @@ func TestC5(t *testing.T) {
 	for _, to := range []netip.Addr{s.ip4, s.ip6} {
 		before := c.drops("ISOLATED")
 		c.allSilent(doors(o.ns, []netip.Addr{to}, 80, 99), func() error {
-			return errors.Join(works(p.ns, at(to, 80))(), works(p.ns, at(to, 99))(), lab.Ping(p.ns, to.String(), wait))
+			return reaches(p.ns, at(to, 80), at(to, 99))()
 		})
 		require.GreaterOrEqual(t, c.drops("ISOLATED"), before+5, to)
 	}
@@ -324,6 +325,7 @@ func TestC5(t *testing.T) {
 		c.answers(a.ns, at(b.ip6, 80), "second", a.ip6.String())
 		require.NoError(t, lab.Ping(a.ns, b.ip4.String(), wait))
 		c.silent(a.ns, at(s.ip4, 80), works(p.ns, at(s.ip4, 80)))
+		c.silent(a.ns, at(s.ip6, 80), works(p.ns, at(s.ip6, 80)))
 	})
 }
 

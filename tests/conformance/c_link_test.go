@@ -34,7 +34,8 @@ func TestC4(t *testing.T) {
 		}
 	}
 	lab.ServeTCP(t, c.Host, "host", ":9000")
-	host := func(a *actor) func() error { return works(a.ns, "10.1.0.1:9000") }
+	lab.ServeUDP(t, c.Host, "host", ":9000")
+	host := func(a *actor) func() error { return reaches(a.ns, "10.1.0.1:9000", "[fd00:1::1]:9000") }
 	both := []netip.Addr{s.ip4, s.ip6}
 	c.allSilent(doors(p.ns, both, 80, 81, 82), host(p))
 
@@ -53,7 +54,7 @@ func TestC4(t *testing.T) {
 
 	t.Run("nothing else", func(t *testing.T) {
 		c := c.in(t)
-		open := works(p.ns, at(s.ip4, 81))
+		open := works(p.ns, at(s.ip4, 80), at(s.ip6, 80))
 		c.allSilent(doors(p.ns, both, 83, 84), open)
 		for _, a := range both {
 			c.allSilent(tries{

@@ -10,6 +10,7 @@
 package conformance
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -268,10 +269,26 @@ func (c *cast) silent(from *netns.NS, to string, control func() error) {
 	}
 }
 
-// works is a control for silent: the ask that must succeed.
-func works(from *netns.NS, to string) func() error {
+// works is a control for silent: the asks that must succeed, by both protocols.
+func works(from *netns.NS, to ...string) func() error {
+	return func() (err error) {
+		for _, a := range to {
+			for _, proto := range []string{"tcp", "udp"} {
+				_, e := ask(from, proto, "", detour(a), wait)
+				err = errors.Join(err, e)
+			}
+		}
+		return err
+	}
+}
+
+// reaches is works with a ping to each address, a control for doors.
+func reaches(from *netns.NS, to ...string) func() error {
 	return func() error {
-		_, err := ask(from, "tcp", "", detour(to), wait)
+		err := works(from, to...)()
+		for _, a := range to {
+			err = errors.Join(err, lab.Ping(from, netip.MustParseAddrPort(a).Addr().String(), wait))
+		}
 		return err
 	}
 }

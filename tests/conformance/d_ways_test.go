@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/bpfnet/bpfnet/control/netns"
+	"github.com/bpfnet/bpfnet/maps"
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
@@ -192,7 +193,7 @@ func TestD2IPv6Router(t *testing.T) {
 	f := worlds[0]
 	for _, router := range []struct{ x, y string }{
 		{lab.ClientIPv6, "fd99::2"},
-		{linkLocal(t, w.Client, "eth0").String(), linkLocal(t, w.y.NS, "eth0").String()},
+		{maps.LinkLocal(w.X.MAC).String(), maps.LinkLocal(w.y.MAC).String()},
 	} {
 		w.route(f, "replace "+f.all+" via inet6 "+router.y+" dev eth1")
 		w.leads(f, w.s, "Y", f.hy)

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -100,12 +99,6 @@ func (s station) by(via, d station, family int) lab.Packet {
 func (c *cast) scoped(s station, ns *netns.NS, device string) netip.Addr {
 	c.t.Helper()
 	return s.local.WithZone(fmt.Sprint(lab.Link(c.t, ns, device).Attrs().Index))
-}
-
-// linkLocal is the address that a device's MAC gives it.
-func linkLocal(t testing.TB, ns *netns.NS, device string) netip.Addr {
-	t.Helper()
-	return maps.LinkLocal(lab.Link(t, ns, device).Attrs().HardwareAddr)
 }
 
 // mentions makes a filter for frames that name the station in any way.
