@@ -40,10 +40,7 @@ TRANSLATED is how the one who answers sees it.`,
 					return a.followFlows(cmd, m, filter, flows)
 				}
 				if a.json() {
-					if flows == nil {
-						flows = []control.FlowInfo{}
-					}
-					return a.printJSON(flows)
+					return a.printJSON(list(flows))
 				}
 				a.table(flowHeader, flowRows(flows))
 				return nil
