@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os/signal"
 	"runtime/debug"
@@ -84,9 +83,11 @@ func (a *app) together(ctx context.Context, parts ...work) error {
 			ended <- a.with(func(m *control.Manager) error { return part(ctx, m) })
 		}()
 	}
-	var errs []error
+	var failed several
 	for range parts {
-		errs = append(errs, <-ended)
+		if err := <-ended; err != nil {
+			failed = append(failed, err)
+		}
 	}
-	return errors.Join(errs...)
+	return failed.orNil()
 }

@@ -28,13 +28,13 @@ func execCommand(a *app) *cobra.Command {
 		Example: `  bpfnet exec web -- ip addr
   bpfnet exec -it web -- sh`,
 		Args: wants(2, -1, "NAME COMMAND"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			name, command := args[0], args[1:]
 			if command[0] == "--" {
 				command = command[1:]
 			}
-			if len(command) == 0 {
-				return errors.New("exec: wants a command after --")
+			if len(command) == 0 || command[0] == "" {
+				return usageError(cmd, "wants a command")
 			}
 			if tty && interactive && !term.IsTerminal(int(a.in.Fd())) {
 				return errors.New("-it: the input is no terminal; leave -t away")

@@ -3,9 +3,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -28,7 +30,7 @@ TRANSLATED is how the one who answers sees it.`,
   bpfnet flows flush --container web`,
 		Args: wantsNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkProto(filter.Proto); err != nil {
+			if err := checkFilter(cmd, filter); err != nil {
 				return err
 			}
 			return a.with(func(m *control.Manager) error {
@@ -55,18 +57,26 @@ TRANSLATED is how the one who answers sees it.`,
 
 func filterFlags(cmd *cobra.Command, filter *control.FlowFilter) {
 	f := cmd.Flags()
-	f.StringVar(&filter.Container, "container", "", "of this container only")
-	f.Uint16Var(&filter.Port, "port", 0, "with this port on any side")
-	f.StringVar(&filter.Proto, "proto", "", "tcp, udp, icmp or icmpv6")
+	f.StringVar(&filter.Container, "container", "", "of this `container` only")
+	f.Uint16Var(&filter.Port, "port", 0, "with this `port` on any side")
+	f.StringVar(&filter.Proto, "proto", "", "of this `protocol`: tcp, udp, sctp, icmp or icmpv6")
 	complete(cmd, "container", containerNames)
 }
 
-func checkProto(proto string) error {
-	switch proto {
-	case "", "tcp", "udp", "icmp", "icmpv6", "sctp":
-		return nil
+var protocols = []string{"tcp", "udp", "sctp", "icmp", "icmpv6"}
+
+// checkFilter refuses what would be no filter: an empty variable must not flush everything.
+func checkFilter(cmd *cobra.Command, filter control.FlowFilter) error {
+	given := cmd.Flags().Changed
+	switch {
+	case given("container") && filter.Container == "":
+		return errors.New(`--container "": no name`)
+	case given("port") && filter.Port == 0:
+		return errors.New("--port 0: not a port, 1-65535")
+	case given("proto") && !slices.Contains(protocols, filter.Proto):
+		return fmt.Errorf("--proto %q: tcp, udp, sctp, icmp or icmpv6", filter.Proto)
 	}
-	return fmt.Errorf("--proto %q: tcp, udp, icmp or icmpv6", proto)
+	return nil
 }
 
 func flowsFlush(a *app) *cobra.Command {
@@ -76,8 +86,8 @@ func flowsFlush(a *app) *cobra.Command {
 		Short:   "Forget flows: their next packets are judged anew",
 		Example: "  bpfnet flows flush\n  bpfnet flows flush --container web",
 		Args:    wantsNothing,
-		RunE: func(_ *cobra.Command, _ []string) error {
-			if err := checkProto(filter.Proto); err != nil {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkFilter(cmd, filter); err != nil {
 				return err
 			}
 			return a.with(func(m *control.Manager) error {

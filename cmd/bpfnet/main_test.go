@@ -51,9 +51,20 @@ func bpfnet(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	return read(out), read(errs), code
 }
 
+// words splits a command line; a pair of quotes is an empty word.
+func words(line string) []string {
+	args := strings.Fields(line)
+	for i, arg := range args {
+		args[i] = strings.TrimPrefix(arg, "''")
+	}
+	return args
+}
+
 // What cannot be understood is one line, an exit status, and nothing else: none
 // of these gets as far as looking at the host.
 func TestBadCommandLines(t *testing.T) {
+	t.Setenv("BPFNET_ROOT", "/proc/none") // should one get there, it changes nothing
+	t.Setenv("BPFNET_NETNS", "/proc/none")
 	for _, c := range []struct {
 		line string
 		code int
@@ -65,7 +76,9 @@ func TestBadCommandLines(t *testing.T) {
 		{"--nonsense ps", 1, "unknown flag: --nonsense; see bpfnet --help"},
 		{"ps --nonsense", 1, "ps: unknown flag: --nonsense; see bpfnet ps --help"},
 		{"ps extra", 1, `ps: wants no arguments, got "extra"`},
-		{"ps -n x", 1, `ps: invalid argument "x" for "-n, --last" flag`},
+		{"ps -n x", 1, `ps: --last "x": not a number; see bpfnet ps --help`},
+		{"ps -n 99999999999999999999", 1, `ps: --last "99999999999999999999": too large; see`},
+		{"ps --all=maybe", 1, `ps: --all "maybe": not true or false; see`},
 		{"-o xml ps", 1, `--output "xml": text or json`},
 		{"run", 125, "run: wants a command; see bpfnet run --help"},
 		{"run --nonsense true", 125, "run: unknown flag: --nonsense"},
@@ -78,20 +91,33 @@ func TestBadCommandLines(t *testing.T) {
 		{"run -it true", 125, "-it: the input is no terminal"},
 		{"exec", 1, "exec: wants NAME COMMAND"},
 		{"exec web", 1, "exec: wants NAME COMMAND"},
-		{"exec web --", 1, "wants a command after --"},
+		{"exec web --", 1, "exec: wants a command; see bpfnet exec --help"},
+		{"exec web ''", 1, "exec: wants a command; see bpfnet exec --help"},
+		{"exec web -- ''", 1, "exec: wants a command; see bpfnet exec --help"},
+		{"exec '' true", 1, "exec: wants NAME COMMAND, got an empty name; see bpfnet exec --help"},
+		{"run ''", 125, "run: wants a command; see bpfnet run --help"},
 		{"exec -it web sh", 1, "-it: the input is no terminal"},
 		{"attach web", 1, "attach: wants NAME and pid:N, netns:PATH or docker:NAME"},
 		{"attach web 4711", 1, `attach "4711": pid:N, netns:PATH or docker:NAME`},
 		{"attach web pid:", 1, `attach "pid:"`},
+		{"attach '' netns:/x", 1, `attach: wants NAME and pid:N, netns:PATH or docker:NAME, got an empty name; see bpfnet attach --help`},
 		{"stop", 1, "stop: wants NAME..."},
-		{"stop -t soon web", 1, "stop: invalid argument"},
+		{"stop ''", 1, "stop: wants NAME..., got an empty name; see"},
+		{"stop -t soon web", 1, `stop: --time "soon": not a number; see`},
 		{"rm", 1, "rm: wants NAME..."},
+		{"rm -f web ''", 1, "rm: wants NAME..., got an empty name; see bpfnet rm --help"},
+		{"inspect ''", 1, "inspect: wants NAME..., got an empty name; see"},
 		{"logs", 1, "logs: wants NAME"},
 		{"logs --tail x web", 1, `--tail "x": a number of lines, or all`},
 		{"port", 1, "port: wants NAME [PORT[/PROTO]]"},
+		{"port '' 80", 1, "port: wants NAME [PORT[/PROTO]], got an empty name"},
+		{"network connect mynet ''", 1, "network connect: wants NETWORK CONTAINER, got an empty name"},
+		{"link web ''", 1, "link: wants NAME TARGET[:ALIAS], got an empty name"},
 		{"publish web", 1, "publish: wants NAME SPEC..."},
 		{"link web", 1, "link: wants NAME TARGET[:ALIAS]"},
 		{"network create", 1, "network create: wants NAME"},
+		{"network create ''", 1, "network create: wants NAME, got an empty name"},
+		{"network rm ''", 1, "network rm: wants NAME..., got an empty name; see"},
 		{"network create -d macvlan x", 1, `driver "macvlan": bridge is the only one`},
 		{"network create --subnet 10.0.0.0 x", 1, `--subnet "10.0.0.0": not ADDRESS/LENGTH`},
 		{"network create --subnet 10.0.0.1/24 x", 1, "perhaps 10.0.0.0/24"},
@@ -111,11 +137,14 @@ func TestBadCommandLines(t *testing.T) {
 		{"network connect mynet", 1, "network connect: wants NETWORK CONTAINER"},
 		{"network connect --ip x mynet web", 1, `--ip "x": not an IPv4 address`},
 		{"init now", 1, "init: wants no arguments"},
-		{"init --mtu big", 1, "init: invalid argument"},
+		{"init --mtu big", 1, `init: --mtu "big": not a number; see`},
+		{"init --icc=maybe", 1, `init: --icc "maybe": not true or false; see`},
 		{"init --default-address-pool 10.0.0.0/8", 1, "base=CIDR,size=LENGTH"},
 		{"init --default-address-pool base=10.0.0.0/8,size=x", 1, "not a number"},
-		{"flows --proto tpc", 1, `--proto "tpc"`},
-		{"flows --port 65536", 1, "flows: invalid argument"},
+		{"flows --proto tpc", 1, `--proto "tpc": tcp, udp, sctp, icmp or icmpv6`},
+		{"flows --port 65536", 1, `flows: --port "65536": not a port, 1-65535; see`},
+		{"flows --port 0", 1, `--port 0: not a port, 1-65535`},
+		{"flows flush --container ''", 1, `--container "": no name`},
 		{"bench now", 1, "bench: wants no arguments"},
 		{"bench --workload tcp", 1, `workload "tcp": one of tcp-rr, `},
 		{"bench --flow out", 1, `flow "out": one of published, `},
@@ -124,12 +153,13 @@ func TestBadCommandLines(t *testing.T) {
 		{"bench --scale 10x10x10", 1, "not PORTSxCONTAINERS"},
 		{"bench --scale 0x1", 1, "scale 0x1: 1 to 63977 ports, 1 to 1000 containers"},
 		{"bench --rounds -1", 1, "bench: rounds -1: "},
+		{"bench --time soon", 1, `bench: --time "soon": not a time such as 250ms; see`},
 		{"bench --time 1ms", 1, "bench: time 1ms: "},
 		{"supervise x", 1, "supervise: is for bpfnet itself"},
 	} {
 		t.Run(c.line, func(t *testing.T) {
-			out, errs, code := bpfnet(t, strings.Fields(c.line)...)
-			require.Equal(t, c.code, code)
+			out, errs, code := bpfnet(t, words(c.line)...)
+			require.Equal(t, c.code, code, errs)
 			require.Empty(t, out)
 			require.True(t, strings.HasPrefix(errs, "bpfnet: "), errs)
 			require.Contains(t, errs, c.text)
@@ -152,7 +182,7 @@ func TestEnvironmentOfGlobalFlags(t *testing.T) {
 	t.Setenv("BPFNET_DEBUG", "perhaps")
 	_, errs, code := bpfnet(t, "version")
 	require.Equal(t, 1, code)
-	require.Contains(t, errs, "BPFNET_DEBUG=perhaps: ")
+	require.Equal(t, "bpfnet: BPFNET_DEBUG=perhaps: not true or false\n", errs)
 
 	t.Setenv("BPFNET_DEBUG", "false")
 	for _, f := range []string{"root", "bpffs", "netns", "cgroup", "datapath", "config"} {
@@ -169,7 +199,8 @@ func TestEnvironmentOfGlobalFlags(t *testing.T) {
 }
 
 func TestNotRoot(t *testing.T) {
-	for _, args := range [][]string{{"ps"}, {"run", "true"}, {"network", "ls"}, {"status"}, {"bench"}, {"version"}, {"completion", "bash"}, {"--help"}} {
+	for _, args := range [][]string{{"ps"}, {"run", "true"}, {"network", "ls"}, {"status"}, {"bench"},
+		{"rm", "-f", "a", "b", "c"}, {"stop", "a", "b", "c"}, {"daemon", "--docker"}, {"version"}, {"completion", "bash"}, {"--help"}} {
 		cmd := exec.Command("/proc/self/exe", args...)
 		cmd.Dir = "/"
 		cmd.Env = []string{beBpfnet + "=1"}
@@ -188,8 +219,8 @@ func TestNotRoot(t *testing.T) {
 				want = 125
 			}
 			require.Equal(t, want, cmd.ProcessState.ExitCode())
-			require.Contains(t, errs.String(), "root is needed")
-			require.Equal(t, 1, strings.Count(errs.String(), "\n"))
+			require.Equal(t, 1, strings.Count(errs.String(), "root is needed"), errs.String())
+			require.Equal(t, 1, strings.Count(errs.String(), "\n"), errs.String())
 		}
 	}
 }

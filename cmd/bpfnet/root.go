@@ -65,7 +65,7 @@ connection tracking, no proxy and no daemon take part in it.`,
 	f.StringVarP(&a.output, "output", "o", "text", "`text` or json")
 	f.BoolVar(&a.debug, "debug", false, "say more on standard error")
 
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%v", err) })
+	root.SetFlagErrorFunc(flagError)
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.AddCommand(containerCommands(a)...)
 	root.AddCommand(
@@ -139,7 +139,7 @@ func fromEnvironment(cmd *cobra.Command, seen func(f *pflag.Flag, key string)) (
 			return
 		}
 		if bad := f.Value.Set(value); bad != nil {
-			err = fmt.Errorf("%s=%s: %w", key, value, bad)
+			err = fmt.Errorf("%s=%s: %s", key, value, expected(f, bad))
 		}
 		seen(f, key)
 	})

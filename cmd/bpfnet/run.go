@@ -37,6 +37,9 @@ the host's files, or those of --rootfs. bpfnet ends with the command's exit stat
   bpfnet run --rm --net container:web -- ss -lnt`,
 		Args: wants(1, -1, "a command"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[0] == "" {
+				return usageError(cmd, "wants a command")
+			}
 			o, err := net.options()
 			if err != nil {
 				return err

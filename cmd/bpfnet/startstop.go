@@ -166,10 +166,7 @@ func (a *app) stopAll(names []string, grace time.Duration, each func(name string
 			failed = append(failed, err)
 		}
 	}
-	if failed == nil {
-		return nil
-	}
-	return failed
+	return failed.orNil()
 }
 
 // supervisorLimit bounds the wait for the process that records a command's end.
