@@ -77,9 +77,8 @@ Contenders: ` + strings.Join(bench.Contenders, " "),
 }
 
 // untilInterrupted ends with a signal that should end this process. Nothing does before it has
-// taken its labs down: neither a signal, the second one included, nor a reader that has gone.
+// taken its labs down, the second one included.
 func untilInterrupted() (ctx context.Context, stop func()) {
-	signal.Ignore(syscall.SIGPIPE)
 	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 }
 

@@ -64,8 +64,11 @@ func (s several) orNil() error {
 	return s
 }
 
-// report prints an error and returns the exit status.
+// report prints an error, or that output was lost, and returns the exit status.
 func (a *app) report(cmd *cobra.Command, err error) int {
+	if err == nil {
+		err = a.out.lost
+	}
 	if err == nil {
 		return 0
 	}
@@ -84,7 +87,12 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 	errors.As(err, &failed)
 	var lines []string
 	for _, e := range failed {
-		lines = append(lines, oneLine(e.Error()))
+		if !errors.Is(e, a.out.lost) {
+			lines = append(lines, oneLine(e.Error()))
+		}
+	}
+	if a.out.lost != nil && !a.out.readerGone() {
+		lines = append(lines, oneLine(a.out.lost.Error()))
 	}
 	for _, line := range slices.Compact(lines) { // without root several have the same
 		fmt.Fprintf(a.err, "bpfnet: %s\n", line)

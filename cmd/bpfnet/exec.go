@@ -51,7 +51,7 @@ func execCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			spec.Args, spec.Stdout, spec.Stderr = command, a.out, a.err
+			spec.Args, spec.Stdout, spec.Stderr = command, a.out.file, a.err
 			if interactive {
 				spec.Stdin = a.in
 			}
@@ -102,7 +102,7 @@ func (a *app) execWait(spec process.Spec) error {
 	signals.Forward(p)
 	restore := func() {}
 	if spec.TTY {
-		if restore, err = p.Attach(spec.Stdin, a.out); err != nil {
+		if restore, err = p.Attach(spec.Stdin, a.out.file); err != nil {
 			restore = func() {}
 			fmt.Fprintf(a.err, "bpfnet: terminal: %s\n", oneLine(err.Error()))
 		}

@@ -161,6 +161,9 @@ func (a *app) followFlows(cmd *cobra.Command, m *control.Manager, filter control
 		}
 		seen = now
 		a.printFresh(fresh, first)
+		if a.out.lost != nil {
+			return a.out.lost
+		}
 		select {
 		case <-ctx.Done():
 			return nil

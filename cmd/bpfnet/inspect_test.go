@@ -92,7 +92,7 @@ func TestInspectSeveral(t *testing.T) {
 	out, err := os.Create(t.TempDir() + "/out")
 	require.NoError(t, err)
 	defer out.Close()
-	a := &app{out: out}
+	a := &app{out: &output{file: out}}
 	err = a.inspect([]string{"a", "no", "b"}, "{{.Id}}", func(name string) (any, error) {
 		if name == "no" {
 			return nil, errors.New("no such thing: no")

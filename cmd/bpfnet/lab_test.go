@@ -478,8 +478,11 @@ func TestDemoInterrupted(t *testing.T) {
 		require.NotEmpty(t, groups())
 		require.NoError(t, end(cmd, out))
 		_, _ = io.Copy(io.Discard, out)
-		if err := cmd.Wait(); err != nil {
-			require.Equal(t, 130, cmd.ProcessState.ExitCode(), errs.String())
+		switch err := cmd.Wait(); cmd.ProcessState.ExitCode() {
+		case 0, 1: // over before the signal; or its output is lost
+			require.Empty(t, errs.String())
+		default:
+			require.Equal(t, 130, cmd.ProcessState.ExitCode(), "%v: %s", err, errs.String())
 			require.Equal(t, "bpfnet: demo: interrupted; nothing is left behind\n", errs.String())
 		}
 		require.Eventually(t, func() bool { // another demo may be running

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	process.Init()
 	bench.Init()
 	if os.Getenv(beBpfnet) != "" {
-		os.Exit(execute(&app{in: os.Stdin, out: os.Stdout, err: os.Stderr}, os.Args[1:]))
+		os.Exit(execute(&app{in: os.Stdin, out: &output{file: os.Stdout}, err: os.Stderr}, os.Args[1:]))
 	}
 	os.Exit(m.Run())
 }
@@ -42,7 +42,7 @@ func bpfnet(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	in, err := os.Open(os.DevNull)
 	require.NoError(t, err)
 	defer in.Close()
-	code = execute(&app{in: in, out: out, err: errs}, args)
+	code = execute(&app{in: in, out: &output{file: out}, err: errs}, args)
 	read := func(f *os.File) string {
 		data, err := os.ReadFile(f.Name())
 		require.NoError(t, err)

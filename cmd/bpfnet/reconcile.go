@@ -3,7 +3,7 @@
 package main
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -29,7 +29,7 @@ nothing without --drop-flows.`,
 					return err
 				}
 				if a.json() {
-					return errors.Join(err, a.printJSON(list(steps)))
+					return cmp.Or(err, a.printJSON(list(steps)))
 				}
 				for _, s := range steps {
 					fmt.Fprintln(a.out, s)

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/bpfnet/bpfnet/control"
 )
@@ -21,7 +23,8 @@ type app struct {
 	debug    bool
 	prepared bool
 
-	in, out, err *os.File
+	in, err *os.File
+	out     *output
 }
 
 // extra are commands that only some builds have.
@@ -29,11 +32,11 @@ var extra []func(*app) *cobra.Command
 
 // execute runs a command line and returns its exit status.
 func execute(a *app, args []string) int {
+	// A reader that goes must not end a command halfway. Not ignored: commands that are
+	// started would inherit that.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	root := a.root()
 	root.SetArgs(args)
-	root.SetIn(a.in)
-	root.SetOut(a.out)
-	root.SetErr(a.err)
 	cmd, err := root.ExecuteC()
 	return a.report(cmd, err)
 }
@@ -53,6 +56,9 @@ connection tracking, no proxy and no daemon take part in it.`,
 		SilenceUsage:      true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.prepare(cmd) },
 	}
+	root.SetIn(a.in)
+	root.SetOut(a.out) // before completion's commands are made: they keep it
+	root.SetErr(a.err)
 	group(root)
 	f := root.PersistentFlags()
 	f.SortFlags = false

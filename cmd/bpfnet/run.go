@@ -98,7 +98,7 @@ func (a *app) runForeground(o control.ContainerOptions, interactive bool) error 
 		return err
 	}
 	spec := launchSpec(m, c)
-	spec.Stdout, spec.Stderr = a.out, a.err
+	spec.Stdout, spec.Stderr = a.out.file, a.err
 	if interactive {
 		spec.Stdin = a.in
 	}
@@ -114,7 +114,7 @@ func (a *app) runForeground(o control.ContainerOptions, interactive bool) error 
 	signals.Forward(p)
 	restore := func() {}
 	if spec.TTY {
-		if restore, err = p.Attach(spec.Stdin, a.out); err != nil {
+		if restore, err = p.Attach(spec.Stdin, a.out.file); err != nil {
 			restore = func() {}
 			fmt.Fprintf(a.err, "bpfnet: terminal: %s\n", oneLine(err.Error()))
 		}
