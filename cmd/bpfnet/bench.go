@@ -72,7 +72,9 @@ Contenders: ` + strings.Join(bench.Contenders, " "),
 	f.DurationVar(&o.Time, "time", 0, "`how long` a measurement takes; iperf3 and wrk take whole seconds (default 250ms)")
 	f.BoolVar(&whole, "all", false, "all workloads, and curves over ports and containers")
 	f.StringVar(&svgTo, "svg", "", "write a picture into this `file`")
+	complete(c, "svg", anyFile)
 	f.StringVar(&jsonTo, "json", "", "write the report with every measurement into this `file`; -o json prints it")
+	complete(c, "json", anyFile)
 	return c
 }
 

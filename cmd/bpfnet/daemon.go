@@ -66,6 +66,7 @@ docker network create -d bpfnet: on the socket where the Engine looks for one, o
 	f.StringVar(&engine.Host, "docker-host", "", "`URL` of the Engine (default "+docker.DefaultHost+")")
 	f.StringVar(&driver.Socket, "docker-driver", "", "be a network driver of the Docker Engine's, on the socket `PATH`")
 	f.Lookup("docker-driver").NoOptDefVal = dockerdriver.DefaultSocket
+	complete(cmd, "docker-driver", anyFile)
 	return cmd
 }
 

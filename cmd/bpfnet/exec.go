@@ -63,7 +63,12 @@ func execCommand(a *app) *cobra.Command {
 			}
 			return a.execWait(spec)
 		},
-		ValidArgsFunction: containerNames,
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, to string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return anyFile(cmd, args, to)
+			}
+			return containerNames(cmd, args, to)
+		},
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false)

@@ -61,6 +61,7 @@ func filterFlags(cmd *cobra.Command, filter *control.FlowFilter) {
 	f.Uint16Var(&filter.Port, "port", 0, "with this `port` on any side")
 	f.StringVar(&filter.Proto, "proto", "", "of this `protocol`: tcp, udp, sctp, icmp or icmpv6")
 	complete(cmd, "container", containerNames)
+	complete(cmd, "proto", values(protocols...))
 }
 
 var protocols = []string{"tcp", "udp", "sctp", "icmp", "icmpv6"}

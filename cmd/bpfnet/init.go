@@ -52,7 +52,6 @@ The flags are the keys of the configuration file, and go before it.`,
 			}
 			return a.with(func(m *control.Manager) error { return m.Init(&c) })
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
@@ -66,7 +65,8 @@ The flags are the keys of the configuration file, and go before it.`,
 	f.BoolVar(&icc, "icc", true, "containers of the default network may reach one another")
 	f.StringVar(&c.IP, "ip", "", "`address` that -p without one binds to (default 0.0.0.0 and [::])")
 	f.BoolVar(&forward, "ip-forward", true, "turn the kernel's forwarding on (iptables datapath only)")
-	f.StringVar(&c.IPTables, "iptables-flavour", "", "`nft` or legacy (iptables datapath only; default the one in use)")
+	f.StringVar(&c.IPTables, "iptables-flavour", "", "`flavour` of iptables: nft or legacy (iptables datapath only; default the one in use)")
+	complete(cmd, "iptables-flavour", values("nft", "legacy"))
 	f.BoolVar(&masq, "ip-masq", true, "hide containers behind the host's addresses")
 	f.BoolVar(&ip6, "ipv6", false, "the default network has IPv6 too")
 	f.IntVar(&c.MTU, "mtu", 0, "MTU in `bytes` of networks (default 1500)")

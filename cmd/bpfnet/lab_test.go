@@ -426,11 +426,6 @@ func TestListsAreJSON(t *testing.T) {
 		}
 	}
 	require.Equal(t, "[]", l.must("flows", "-o", "json"))
-	names, code := l.bpfnet("__complete", "stop", "")
-	require.Zero(t, code)
-	require.Contains(t, names, "web\n")
-	names, _ = l.bpfnet("__complete", "network", "connect", "")
-	require.Contains(t, names, "bridge\n")
 	require.Equal(t, "80/tcp -> 0.0.0.0:8080", l.must("port", "web"))
 	out, code := l.bpfnet("port", "web", "81")
 	require.Equal(t, 1, code)

@@ -149,7 +149,9 @@ func networkRm(a *app) *cobra.Command {
 				})
 			})
 		},
-		ValidArgsFunction: networkNames,
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, to string) ([]string, cobra.ShellCompDirective) {
+			return networkNames(cmd, append(args, control.DefaultNetwork), to)
+		},
 	}
 	return cmd
 }
@@ -225,6 +227,7 @@ func networkConnect(a *app) *cobra.Command {
 	f.StringArrayVar(&o.Aliases, "alias", nil, "another `name` on the network")
 	f.StringArrayVar(&o.Links, "link", nil, "reach another container's exposed ports by a name: `NAME`[:ALIAS]")
 	f.StringVar(&o.IfName, "ifname", "", "`name` of the interface in the container")
+	complete(cmd, "link", containerNames)
 	return cmd
 }
 

@@ -95,7 +95,6 @@ address pools that this host does not use.`,
 				return nil
 			})
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
@@ -115,6 +114,8 @@ address pools that this host does not use.`,
 	f.BoolVar(&o.AllowDHCPServer, "allow-dhcp-server", false, "containers may be DHCP servers")
 	f.StringArrayVar(&labels, "label", nil, "`KEY=VALUE`")
 	f.StringArrayVar(&opts, "opt", nil, "an `option` of Docker's bridge driver: "+optBridge+"=... and so on")
+	complete(cmd, "driver", values(driver))
+	complete(cmd, "gateway-mode", values("nat", "routed"))
 	return cmd
 }
 

@@ -79,7 +79,6 @@ func psCommand(a *app) *cobra.Command {
 				return psListing.print(a.out, format, rows)
 			})
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&all, "all", "a", false, "those that do not run, too")

@@ -71,8 +71,16 @@ connection tracking, no proxy and no daemon take part in it.`,
 	f.StringVarP(&a.output, "output", "o", "text", "`text` or json")
 	f.BoolVar(&a.debug, "debug", false, "say more on standard error")
 
+	complete(root, "output", values("text", "json"))
+	complete(root, "datapath", values(control.DatapathBPF, control.DatapathIPTables))
+	complete(root, "netns", anyFile)
+	complete(root, "config", anyFile)
+	for _, flag := range []string{"root", "bpffs", "cgroup"} {
+		complete(root, flag, directories)
+	}
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+
 	root.SetFlagErrorFunc(flagError)
-	root.CompletionOptions.HiddenDefaultCmd = false
 	root.AddCommand(containerCommands(a)...)
 	root.AddCommand(
 		containerGroup(a), networkGroup(a), bridgeGroup(a),

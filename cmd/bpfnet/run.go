@@ -67,7 +67,7 @@ the host's files, or those of --rootfs. bpfnet ends with the command's exit stat
 			}
 			return a.runForeground(o, interactive)
 		},
-		ValidArgsFunction: commandNames,
+		ValidArgsFunction: anyFile,
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false)
@@ -81,6 +81,7 @@ the host's files, or those of --rootfs. bpfnet ends with the command's exit stat
 	f.StringVarP(&workdir, "workdir", "w", "", "working `directory` of the command (default this one, / with --rootfs)")
 	net.add(cmd)
 	complete(cmd, "rootfs", directories)
+	complete(cmd, "workdir", directories)
 	return cmd
 }
 
