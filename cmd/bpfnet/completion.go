@@ -106,3 +106,13 @@ func anyFile(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirecti
 func directories(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	return nil, cobra.ShellCompDirectiveFilterDirs
 }
+
+// completionGroup makes cobra's command like the others.
+func completionGroup(c *cobra.Command) {
+	group(c).Example = "  bpfnet completion bash >/etc/bash_completion.d/bpfnet\n  . <(bpfnet completion bash)"
+	for _, shell := range c.Commands() {
+		shell.Use += " [--no-descriptions]"
+		shell.Example = "  " + shell.CommandPath() + " >FILE"
+		shell.Args = wantsNothing
+	}
+}

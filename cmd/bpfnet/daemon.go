@@ -21,7 +21,7 @@ func daemonCommand(a *app) *cobra.Command {
 	var engine docker.Options
 	var driver dockerdriver.Options
 	cmd := &cobra.Command{
-		Use:   "daemon",
+		Use:   "daemon [flags]",
 		Short: "Follow the host: new uplinks, addresses, routes",
 		Long: `Stay, and make the kernel follow the host: an uplink that appears gets its programs;
 addresses, routes and rules that come, go or change are obeyed at once; a program that

@@ -55,7 +55,7 @@ takes out of it. The template sees the names of the JSON.`,
 }
 
 func formatFlag(cmd *cobra.Command, format *string) {
-	cmd.Flags().StringVarP(format, "format", "f", "", "json, or a Go template for each")
+	cmd.Flags().StringVarP(format, "format", "f", "", "`TEMPLATE` of Go for each, or json")
 }
 
 // allFields is where the names are that a template can use.

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
 
 	"github.com/bpfnet/bpfnet/control/bench"
@@ -73,6 +74,18 @@ func TestBadCommandLines(t *testing.T) {
 		{"frobnicate", 1, `no command "frobnicate"; see bpfnet --help`},
 		{"pss", 1, `no command "pss", perhaps "ps"`},
 		{"network crate x", 1, `network: no command "crate", perhaps "create"`},
+		{"''", 1, `no command ""; see bpfnet --help`},
+		{"-- ps", 1, "no command before --; see bpfnet --help"},
+		{"network -- ls", 1, "network: no command before --; see bpfnet network --help"},
+		{"nosuch --help", 1, `no command "nosuch"; see bpfnet --help`},
+		{"--debug nosuch -h", 1, `no command "nosuch"; see bpfnet --help`},
+		{"network nosuch --help", 1, `network: no command "nosuch"; see bpfnet network --help`},
+		{"help nosuch", 1, `no command "nosuch"; see bpfnet --help`},
+		{"help pss", 1, `no command "pss", perhaps "ps"`},
+		{"help network nosuch", 1, `network: no command "nosuch"; see bpfnet network --help`},
+		{"help ps extra", 1, `ps: no command "extra"; see bpfnet ps --help`},
+		{"completion bash extra", 1, `completion bash: wants no arguments, got "extra"`},
+		{"completion frob", 1, `completion: no command "frob"; see bpfnet completion --help`},
 		{"--nonsense ps", 1, "unknown flag: --nonsense; see bpfnet --help"},
 		{"ps --nonsense", 1, "ps: unknown flag: --nonsense; see bpfnet ps --help"},
 		{"ps extra", 1, `ps: wants no arguments, got "extra"`},
@@ -243,7 +256,7 @@ func TestCommands(t *testing.T) {
 	}
 	var walk func(*cobra.Command)
 	walk = func(cmd *cobra.Command) {
-		if cmd.Hidden || cmd.Name() == "completion" || cmd.Name() == "help" {
+		if cmd.Hidden {
 			return
 		}
 		require.NotEmpty(t, cmd.Short, cmd.CommandPath())
@@ -252,11 +265,37 @@ func TestCommands(t *testing.T) {
 		require.Zero(t, code, cmd.CommandPath())
 		require.Empty(t, errs)
 		require.Contains(t, out, "Examples:")
+		help, errs, code := bpfnet(t, append([]string{"help"}, strings.Fields(cmd.CommandPath())[1:]...)...)
+		require.Zero(t, code, errs)
+		require.Equal(t, out, help)
+		checkUsage(t, cmd, out)
 		for _, sub := range cmd.Commands() {
 			walk(sub)
 		}
 	}
 	walk(root)
+}
+
+// checkUsage wants a usage line with "[flags]" or with each of the command's own flags, and for
+// the values of flags words that are neither Go's types nor one of the values.
+func checkUsage(t *testing.T, cmd *cobra.Command, help string) {
+	_, usage, _ := strings.Cut(help, "Usage:\n")
+	usage, _, _ = strings.Cut(usage, "\n")
+	named := true
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden && f.Name != "help" {
+			short := f.Shorthand != "" && strings.Contains(usage, "[-"+f.Shorthand)
+			named = named && (short || strings.Contains(usage, "[--"+f.Name))
+		}
+	})
+	require.Equal(t, !named, strings.Contains(usage, "[flags]"), usage)
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Hidden {
+			return
+		}
+		placeholder, _ := pflag.UnquoteUsage(f)
+		require.NotContains(t, []string{f.Value.Type(), "string", "strings", "uint", "bpf", "text", "nat", "nft", "IPv6", "bridge"}, placeholder, "%s: --%s", cmd.CommandPath(), f.Name)
+	})
 }
 
 func TestDockerSpellings(t *testing.T) {

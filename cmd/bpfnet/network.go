@@ -85,7 +85,7 @@ func networkLs(a *app) *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVarP(&quiet, "quiet", "q", false, "IDs only")
 	f.BoolVar(&noTrunc, "no-trunc", false, "whole IDs")
-	f.StringVar(&format, "format", "", "table, json, or a Go template")
+	f.StringVar(&format, "format", "", "`FORMAT`: table, json, or a Go template")
 	return cmd
 }
 
@@ -233,7 +233,7 @@ func networkConnect(a *app) *cobra.Command {
 
 func networkDisconnect(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "disconnect NETWORK CONTAINER",
+		Use:     "disconnect [-f] NETWORK CONTAINER",
 		Short:   "Take a container off a network",
 		Example: "  bpfnet network disconnect mynet web",
 		Args:    wants(2, 2, "NETWORK CONTAINER"),

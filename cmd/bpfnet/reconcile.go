@@ -14,7 +14,7 @@ import (
 func reconcileCommand(a *app) *cobra.Command {
 	var opts control.ReconcileOptions
 	cmd := &cobra.Command{
-		Use:   "reconcile",
+		Use:   "reconcile [--drop-flows]",
 		Short: "Make the kernel match what was asked for",
 		Long: `Compare what was asked for with what the kernel has, mend what differs and say it, a
 line each. A newer bpfnet puts its programs in place of older ones so: no packet is lost,

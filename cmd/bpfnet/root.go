@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
@@ -25,6 +26,7 @@ type app struct {
 
 	in, err *os.File
 	out     *output
+	noHelp  error // that --help was asked of a command that there is not
 }
 
 // extra are commands that only some builds have.
@@ -38,7 +40,7 @@ func execute(a *app, args []string) int {
 	root := a.root()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteC()
-	return a.report(cmd, err)
+	return a.report(cmd, cmp.Or(err, a.noHelp))
 }
 
 func (a *app) root() *cobra.Command {
@@ -66,9 +68,9 @@ connection tracking, no proxy and no daemon take part in it.`,
 	f.StringVar(&a.options.BPFFS, "bpffs", "", "`directory` of the pins (default /sys/fs/bpf/bpfnet)")
 	f.StringVar(&a.options.Netns, "netns", "", "`path` of the network namespace that plays the host (default the caller's)")
 	f.StringVar(&a.options.Cgroup, "cgroup", "", "cgroup v2 `directory` that the bind guard attaches to (default the mount of cgroup v2)")
-	f.StringVar(&a.options.Datapath, "datapath", "", "`bpf` or iptables, chosen when the host is first set up (default bpf)")
+	f.StringVar(&a.options.Datapath, "datapath", "", "`kind` of packets' path, bpf or iptables, chosen when the host is first set up (default bpf)")
 	f.StringVar(&a.options.Config, "config", "", "configuration `file` with daemon.json's keys (default /etc/bpfnet/config.json)")
-	f.StringVarP(&a.output, "output", "o", "text", "`text` or json")
+	f.StringVarP(&a.output, "output", "o", "text", "`format` of what is printed: text or json")
 	f.BoolVar(&a.debug, "debug", false, "say more on standard error")
 
 	complete(root, "output", values("text", "json"))
@@ -91,11 +93,17 @@ connection tracking, no proxy and no daemon take part in it.`,
 		root.AddCommand(make(a))
 	}
 	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
 	for _, c := range root.Commands() {
-		if c.Name() == "completion" {
-			group(c)
+		switch c.Name() {
+		case "completion":
+			completionGroup(c)
+		case "help":
+			helpCommand(c)
 		}
 	}
+	a.helpOnlyOfWhatIs(root)
+	plainUsage(root)
 	return root
 }
 

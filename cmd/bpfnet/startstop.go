@@ -80,7 +80,7 @@ func restartCommand(a *app) *cobra.Command {
 }
 
 func timeFlag(cmd *cobra.Command, seconds *int) {
-	cmd.Flags().IntVarP(seconds, "time", "t", 10, "seconds to wait before SIGKILL (also --timeout)")
+	cmd.Flags().IntVarP(seconds, "time", "t", 10, "`seconds` to wait before SIGKILL (also --timeout)")
 	cmd.Flags().IntVar(seconds, "timeout", 10, "")
 	cmd.Flags().MarkHidden("timeout")
 }
