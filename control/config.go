@@ -4,6 +4,7 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +12,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"slices"
+	"reflect"
 	"strconv"
 	"strings"
 
@@ -50,7 +51,7 @@ func ReadConfig(path string) (*Config, error) {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.DisallowUnknownFields()
 	if err := d.Decode(c); err != nil {
-		return nil, fmt.Errorf("configuration %s: %s", path, strings.TrimPrefix(err.Error(), "json: "))
+		return nil, fmt.Errorf("configuration %s: %s", path, jsonError(raw, err))
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("configuration %s: more than one value", path)
@@ -59,6 +60,29 @@ func ReadConfig(path string) (*Config, error) {
 		return nil, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// jsonError says in words that know nothing of Go what is wrong with a configuration.
+func jsonError(raw []byte, err error) string {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case errors.Is(err, io.EOF):
+		return "is empty; {} sets nothing"
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return "ends too early"
+	case errors.As(err, &syntax):
+		return fmt.Sprintf("line %d: %v", 1+bytes.Count(raw[:syntax.Offset], []byte("\n")), syntax)
+	case errors.As(err, &kind):
+		is := map[string]string{"number": "a number", "string": "text", "bool": "true or false", "array": "a list", "object": "an object"}
+		wants := map[reflect.Kind]string{reflect.String: "text", reflect.Bool: "true or false", reflect.Int: "a whole number", reflect.Slice: "a list"}
+		text := fmt.Sprintf("is %s, wants %s", cmp.Or(is[kind.Value], kind.Value), cmp.Or(wants[kind.Type.Kind()], "an object"))
+		if kind.Field != "" {
+			text = kind.Field + ": " + text
+		}
+		return text
+	}
+	return strings.TrimPrefix(err.Error(), "json: ")
 }
 
 // overlay returns base with everything that top sets.
@@ -131,10 +155,11 @@ func (c *Config) check() error {
 			return err
 		}
 	}
-	for _, s := range slices.Concat(c.DNSSearch, c.DNSOptions) {
-		if s == "" || strings.ContainsAny(s, " \t\r\n") {
-			return invalid("dns-search, dns-opts: %q is no word", s)
-		}
+	if err := checkWords("dns-search", c.DNSSearch); err != nil {
+		return err
+	}
+	if err := checkWords("dns-opts", c.DNSOptions); err != nil {
+		return err
 	}
 	if c.Bridge != "" && c.Bridge != noDefaultNetwork && !validDevice(c.Bridge) {
 		return invalid("bridge: %q is no device name", c.Bridge)
@@ -200,6 +225,16 @@ func checkDNS(server string) error {
 	a, err := netip.ParseAddr(server)
 	if err != nil || a.Zone() != "" && !validDevice(a.Zone()) {
 		return invalid("dns: %q is not an address", server)
+	}
+	return nil
+}
+
+// checkWords is for what becomes a line of resolv.conf, too.
+func checkWords(key string, words []string) error {
+	for _, w := range words {
+		if w == "" || strings.ContainsAny(w, " \t\r\n") {
+			return invalid("%s: %q is no word", key, w)
+		}
 	}
 	return nil
 }

@@ -242,8 +242,21 @@ func TestConfiguration(t *testing.T) {
 func TestConfigFile(t *testing.T) {
 	dir := t.TempDir()
 	for text, want := range map[string]string{
-		`{"bridge": "x", "nope": 1}`:         `unknown field "nope"`,
-		`{"bip": "10.0.0.1"}`:                `bip: "10.0.0.1" is not ADDRESS/LENGTH`,
+		`{"bridge": "x", "nope": 1}`:     `unknown field "nope"`,
+		`{"bip": "10.0.0.1"}`:            `bip: "10.0.0.1" is not ADDRESS/LENGTH`,
+		``:                               ": is empty; {} sets nothing",
+		`{"mtu": 20`:                     ": ends too early",
+		`{"mtu": 20}}`:                   "more than one value",
+		"{\n\n\"mtu\" 20}":               `: line 3: invalid character '2' after object key`,
+		`{"bip": 5}`:                     ": bip: is a number, wants text",
+		`{"mtu": "x"}`:                   ": mtu: is text, wants a whole number",
+		`{"mtu": 1.5}`:                   ": mtu: is number 1.5, wants a whole number",
+		`{"icc": "x"}`:                   ": icc: is text, wants true or false",
+		`{"dns": "192.0.2.1"}`:           ": dns: is text, wants a list",
+		`{"dns": [5]}`:                   ": dns: is a number, wants text",
+		`{"default-address-pools": [5]}`: ": default-address-pools: is a number, wants an object",
+		`{"default-address-pools": [{"base": 5}]}`: ": default-address-pools.base: is a number, wants text",
+		`[]`:                                 ": is a list, wants an object",
 		`{"mtu": 20}`:                        "mtu: 20 is not in 68-65535",
 		`{"mtu": 1000, "ipv6": true}`:        "mtu: 1000 is less than the 1280 that IPv6 needs",
 		`{"ip": "x"}`:                        `ip: "x" is not an address`,

@@ -3,6 +3,7 @@
 package control
 
 import (
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -35,16 +36,17 @@ func (opts *ContainerOptions) check() error {
 			return err
 		}
 	}
-	for _, s := range slices.Concat(opts.DNSSearch, opts.DNSOptions) {
-		if s == "" || strings.ContainsAny(s, " \t\r\n") {
-			return invalid("dns-search, dns-option: %q is no word", s)
-		}
+	if err := checkWords("dns-search", opts.DNSSearch); err != nil {
+		return err
+	}
+	if err := checkWords("dns-option", opts.DNSOptions); err != nil {
+		return err
 	}
 	if _, err := parseSpecs(opts.Publish); err != nil {
 		return err
 	}
 	if _, err := parseExposed(opts.Expose); err != nil {
-		return err
+		return fmt.Errorf("expose: %w", err)
 	}
 	for _, l := range slices.Concat(opts.Links, opts.Endpoint.Links) {
 		if _, _, err := parseLink(l); err != nil {

@@ -31,19 +31,34 @@ func (o *NetworkOptions) check() error {
 		}
 		seen[v6] = s
 	}
+	gateways := make(map[bool]netip.Addr)
 	for _, g := range o.Gateways {
-		if s, ok := seen[g.Is6()]; !ok {
+		s, ok := seen[g.Is6()]
+		if !ok {
 			return invalid("gateway %s: no subnet of its family was given", g)
-		} else if err := ipam.CheckGateway(g, s); err != nil {
+		}
+		if err := ipam.CheckGateway(g, s); err != nil {
 			return &ofKind{ErrInvalid, err}
 		}
+		if other, twice := gateways[g.Is6()]; twice {
+			return invalid("cannot configure multiple gateways (%s, %s) on the same subnet (%s)", other, g, s)
+		}
+		gateways[g.Is6()] = g
 	}
+	ranges := make(map[bool]netip.Prefix)
 	for _, r := range o.Ranges {
-		if s, ok := seen[r.Addr().Is6()]; !ok {
+		v6 := r.Addr().Is6()
+		s, ok := seen[v6]
+		if !ok {
 			return invalid("ip-range %s: no subnet of its family was given", r)
-		} else if err := ipam.CheckRange(r, s); err != nil {
+		}
+		if err := ipam.CheckRange(r, s); err != nil {
 			return &ofKind{ErrInvalid, err}
 		}
+		if other, twice := ranges[v6]; twice {
+			return invalid("cannot configure multiple ranges (%s, %s) on the same subnet (%s)", other, r, s)
+		}
+		ranges[v6] = r
 	}
 	if err := checkMTU(o.MTU, false); err != nil {
 		return err
@@ -61,8 +76,15 @@ func (o *NetworkOptions) check() error {
 			return invalid("binding address %q: not an address", o.BindAddress)
 		}
 	}
-	if o.Internal && o.Routed {
+	switch {
+	case o.Internal && o.Routed:
 		return invalid("conflicting options: an internal network and gateway mode routed")
+	case o.FullCone && o.Internal:
+		return invalid("conflicting options: full cone and an internal network, whose containers are not masqueraded")
+	case o.FullCone && o.Routed:
+		return invalid("conflicting options: full cone and a routed network, whose containers are not masqueraded")
+	case o.FullCone && o.Masquerade != nil && !*o.Masquerade:
+		return invalid("conflicting options: full cone and no masquerade")
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func benchCommand(a *app) *cobra.Command {
 		svgTo, jsonTo string
 	)
 	c := &cobra.Command{
-		Use:   "bench",
+		Use:   "bench [flags]",
 		Short: "Measure side by side with iptables, docker-proxy and the host's own limit",
 		Long: `Builds labs of its own, with a client, a host and containers in network
 namespaces, a store, pins and a cgroup each, measures all contenders in turn, and leaves
@@ -68,18 +68,19 @@ Contenders: ` + strings.Join(bench.Contenders, " "),
 	f.StringSliceVar(&o.Flows, "flow", nil, "`names` of flows (default all)")
 	f.StringSliceVar(&o.Contenders, "contender", nil, "`names` of contenders; the others are compared with the first (default all)")
 	f.StringSliceVar(&scales, "scale", nil, "`PORTSxCONTAINERS`,...: how many of both are there (default 1x1)")
-	f.IntVar(&o.Rounds, "rounds", 0, "`how often` each contender is measured (default 6)")
-	f.DurationVar(&o.Time, "time", 0, "`how long` a measurement takes; iperf3 and wrk take whole seconds (default 250ms)")
+	f.IntVar(&o.Rounds, "rounds", 0, "measure each contender `N` times (default 6)")
+	f.DurationVar(&o.Time, "time", 0, "`time` of a measurement; iperf3 and wrk take whole seconds (default 250ms)")
 	f.BoolVar(&whole, "all", false, "all workloads, and curves over ports and containers")
 	f.StringVar(&svgTo, "svg", "", "write a picture into this `file`")
+	complete(c, "svg", anyFile)
 	f.StringVar(&jsonTo, "json", "", "write the report with every measurement into this `file`; -o json prints it")
+	complete(c, "json", anyFile)
 	return c
 }
 
 // untilInterrupted ends with a signal that should end this process. Nothing does before it has
-// taken its labs down: neither a signal, the second one included, nor a reader that has gone.
+// taken its labs down, the second one included.
 func untilInterrupted() (ctx context.Context, stop func()) {
-	signal.Ignore(syscall.SIGPIPE)
 	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 }
 

@@ -127,7 +127,7 @@ func TestPrintBench(t *testing.T) {
 	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	require.NoError(t, err)
 	defer out.Close()
-	(&app{out: out}).printBench(r)
+	(&app{out: &output{file: out}}).printBench(r)
 	text, err := os.ReadFile(out.Name())
 	require.NoError(t, err)
 	var lines []string

@@ -29,10 +29,7 @@ func bridgeGroup(a *app) *cobra.Command {
 					return err
 				}
 				if a.json() {
-					if bridges == nil {
-						bridges = []control.BridgeInfo{}
-					}
-					return a.printJSON(bridges)
+					return a.printJSON(list(bridges))
 				}
 				a.table([]string{"bridge name", "bridge id", "STP enabled", "interfaces", "container"}, bridgeRows(bridges))
 				return nil

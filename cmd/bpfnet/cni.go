@@ -48,5 +48,8 @@ func cniMain(a *app) int {
 		cni.Fail(a.out, err)
 		return 1
 	}
-	return cni.Main(a.options, "CNI plugin bpfnet "+buildVersion().Version, a.out)
+	if code := cni.Main(a.options, "CNI plugin bpfnet "+buildVersion().Version, a.out); code != 0 {
+		return code
+	}
+	return a.report(nil, nil)
 }

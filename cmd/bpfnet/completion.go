@@ -81,11 +81,38 @@ func networkThenContainer(cmd *cobra.Command, args []string, to string) ([]strin
 	return nil, cobra.ShellCompDirectiveNoFileComp
 }
 
-// commandNames completes a command of the host's.
-func commandNames(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+// networkModes are the networks that there are, and Docker's other words for --net.
+func networkModes(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return names(cmd, nil, func(m *control.Manager) []string {
+		found := append([]string{control.ModeNone, control.ModeHost}, listNetworks(m)...)
+		for _, name := range listContainers(m) {
+			found = append(found, control.ModeContainer+":"+name)
+		}
+		return found
+	})
+}
+
+// values completes one of a few words.
+func values(words ...string) completer {
+	return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
+}
+
+// anyFile completes names of files, a command of the host's too: the root command's default
+// is nothing.
+func anyFile(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	return nil, cobra.ShellCompDirectiveDefault
 }
 
 func directories(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	return nil, cobra.ShellCompDirectiveFilterDirs
+}
+
+// completionGroup makes cobra's command like the others.
+func completionGroup(c *cobra.Command) {
+	group(c).Example = "  bpfnet completion bash >/etc/bash_completion.d/bpfnet\n  . <(bpfnet completion bash)"
+	for _, shell := range c.Commands() {
+		shell.Use += " [--no-descriptions]"
+		shell.Example = "  " + shell.CommandPath() + " >FILE"
+		shell.Args = wantsNothing
+	}
 }

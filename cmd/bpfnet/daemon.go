@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os/signal"
 	"runtime/debug"
@@ -22,7 +21,7 @@ func daemonCommand(a *app) *cobra.Command {
 	var engine docker.Options
 	var driver dockerdriver.Options
 	cmd := &cobra.Command{
-		Use:   "daemon",
+		Use:   "daemon [flags]",
 		Short: "Follow the host: new uplinks, addresses, routes",
 		Long: `Stay, and make the kernel follow the host: an uplink that appears gets its programs;
 addresses, routes and rules that come, go or change are obeyed at once; a program that
@@ -67,6 +66,7 @@ docker network create -d bpfnet: on the socket where the Engine looks for one, o
 	f.StringVar(&engine.Host, "docker-host", "", "`URL` of the Engine (default "+docker.DefaultHost+")")
 	f.StringVar(&driver.Socket, "docker-driver", "", "be a network driver of the Docker Engine's, on the socket `PATH`")
 	f.Lookup("docker-driver").NoOptDefVal = dockerdriver.DefaultSocket
+	complete(cmd, "docker-driver", anyFile)
 	return cmd
 }
 
@@ -84,9 +84,11 @@ func (a *app) together(ctx context.Context, parts ...work) error {
 			ended <- a.with(func(m *control.Manager) error { return part(ctx, m) })
 		}()
 	}
-	var errs []error
+	var failed several
 	for range parts {
-		errs = append(errs, <-ended)
+		if err := <-ended; err != nil {
+			failed = append(failed, err)
+		}
 	}
-	return errors.Join(errs...)
+	return failed.orNil()
 }

@@ -5,10 +5,14 @@ package main
 import (
 	"errors"
 	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/bpfnet/bpfnet/control/process"
 )
@@ -50,14 +54,21 @@ func each(names []string, fn func(name string) error) error {
 			failed = append(failed, err)
 		}
 	}
-	if failed == nil {
-		return nil
-	}
-	return failed
+	return failed.orNil()
 }
 
-// report prints an error and returns the exit status.
+func (s several) orNil() error {
+	if len(s) == 0 {
+		return nil
+	}
+	return s
+}
+
+// report prints an error, or that output was lost, and returns the exit status.
 func (a *app) report(cmd *cobra.Command, err error) int {
+	if err == nil {
+		err = a.out.lost
+	}
 	if err == nil {
 		return 0
 	}
@@ -72,10 +83,19 @@ func (a *app) report(cmd *cobra.Command, err error) int {
 		}
 		code = status.code
 	}
-	lines := several{err}
-	errors.As(err, &lines)
-	for _, e := range lines {
-		fmt.Fprintf(a.err, "bpfnet: %s\n", oneLine(e.Error()))
+	failed := several{err}
+	errors.As(err, &failed)
+	var lines []string
+	for _, e := range failed {
+		if !errors.Is(e, a.out.lost) {
+			lines = append(lines, oneLine(e.Error()))
+		}
+	}
+	if a.out.lost != nil && !a.out.readerGone() {
+		lines = append(lines, oneLine(a.out.lost.Error()))
+	}
+	for _, line := range slices.Compact(lines) { // without root several have the same
+		fmt.Fprintf(a.err, "bpfnet: %s\n", line)
 	}
 	return code
 }
@@ -100,31 +120,78 @@ func usageError(cmd *cobra.Command, format string, args ...any) error {
 	return fmt.Errorf("%s%s; see %s --help", what, fmt.Sprintf(format, args...), cmd.CommandPath())
 }
 
-// wants checks the number of arguments; max < 0 is any. The names are those in the usage line.
-func wants(min, max int, names string) cobra.PositionalArgs {
+// flagError is a flag that cannot be understood.
+func flagError(cmd *cobra.Command, err error) error {
+	var bad *pflag.InvalidValueError
+	if errors.As(err, &bad) {
+		return usageError(cmd, "--%s %q: %s", bad.GetFlag().Name, bad.GetValue(), expected(bad.GetFlag(), bad.Unwrap()))
+	}
+	return usageError(cmd, "%v", err)
+}
+
+// expected says what a flag's value should have been.
+func expected(f *pflag.Flag, err error) string {
+	switch f.Value.Type() {
+	case "bool":
+		return "not true or false"
+	case "int":
+		if errors.Is(err, strconv.ErrRange) {
+			return "too large"
+		}
+		return "not a number"
+	case "uint16": // all of them
+		return "not a port, 1-65535"
+	case "duration":
+		return "not a time such as 250ms"
+	}
+	return err.Error()
+}
+
+// nameWord is an argument of a usage line that is a name.
+var nameWord = regexp.MustCompile(`^(NAME|NETWORK|CONTAINER|TARGET)\b`)
+
+// wants checks the number of arguments, most < 0 is any, and that no name is empty. The
+// names are those in the usage line.
+func wants(least, most int, names string) cobra.PositionalArgs {
+	words := strings.Fields(names)
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) < min || max >= 0 && len(args) > max {
-			if names == "" {
-				return usageError(cmd, "wants no arguments, got %q", args[0])
-			}
+		if len(args) < least || most >= 0 && len(args) > most {
 			return usageError(cmd, "wants %s", names)
+		}
+		for i, arg := range args {
+			if arg == "" && nameWord.MatchString(words[min(i, len(words)-1)]) { // the last is "..."
+				return usageError(cmd, "wants %s, got an empty name", names)
+			}
 		}
 		return nil
 	}
 }
 
-var wantsNothing = wants(0, 0, "")
+func wantsNothing(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError(cmd, "wants no arguments, got %q", args[0])
+	}
+	return nil
+}
+
+// noCommand is a name below a command that there is not.
+func noCommand(cmd *cobra.Command, name string) error {
+	if near := cmd.SuggestionsFor(name); len(near) > 0 && name != "" {
+		return usageError(cmd, "no command %q, perhaps %q", name, near[0])
+	}
+	return usageError(cmd, "no command %q", name)
+}
 
 // group makes a command that is nothing without one of those below it.
 func group(c *cobra.Command) *cobra.Command {
 	c.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
+		switch {
+		case len(args) == 0:
 			return nil
+		case cmd.ArgsLenAtDash() == 0:
+			return usageError(cmd, "no command before --")
 		}
-		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-			return usageError(cmd, "no command %q, perhaps %q", args[0], near[0])
-		}
-		return usageError(cmd, "no command %q", args[0])
+		return noCommand(cmd, args[0])
 	}
 	c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	c.SuggestionsMinimumDistance = 2

@@ -28,13 +28,13 @@ func execCommand(a *app) *cobra.Command {
 		Example: `  bpfnet exec web -- ip addr
   bpfnet exec -it web -- sh`,
 		Args: wants(2, -1, "NAME COMMAND"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			name, command := args[0], args[1:]
 			if command[0] == "--" {
 				command = command[1:]
 			}
-			if len(command) == 0 {
-				return errors.New("exec: wants a command after --")
+			if len(command) == 0 || command[0] == "" {
+				return usageError(cmd, "wants a command")
 			}
 			if tty && interactive && !term.IsTerminal(int(a.in.Fd())) {
 				return errors.New("-it: the input is no terminal; leave -t away")
@@ -51,7 +51,7 @@ func execCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			spec.Args, spec.Stdout, spec.Stderr = command, a.out, a.err
+			spec.Args, spec.Stdout, spec.Stderr = command, a.out.file, a.err
 			if interactive {
 				spec.Stdin = a.in
 			}
@@ -63,7 +63,12 @@ func execCommand(a *app) *cobra.Command {
 			}
 			return a.execWait(spec)
 		},
-		ValidArgsFunction: containerNames,
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, to string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return anyFile(cmd, args, to)
+			}
+			return containerNames(cmd, args, to)
+		},
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false)
@@ -102,7 +107,7 @@ func (a *app) execWait(spec process.Spec) error {
 	signals.Forward(p)
 	restore := func() {}
 	if spec.TTY {
-		if restore, err = p.Attach(spec.Stdin, a.out); err != nil {
+		if restore, err = p.Attach(spec.Stdin, a.out.file); err != nil {
 			restore = func() {}
 			fmt.Fprintf(a.err, "bpfnet: terminal: %s\n", oneLine(err.Error()))
 		}

@@ -3,9 +3,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -28,7 +30,7 @@ TRANSLATED is how the one who answers sees it.`,
   bpfnet flows flush --container web`,
 		Args: wantsNothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkProto(filter.Proto); err != nil {
+			if err := checkFilter(cmd, filter); err != nil {
 				return err
 			}
 			return a.with(func(m *control.Manager) error {
@@ -40,10 +42,7 @@ TRANSLATED is how the one who answers sees it.`,
 					return a.followFlows(cmd, m, filter, flows)
 				}
 				if a.json() {
-					if flows == nil {
-						flows = []control.FlowInfo{}
-					}
-					return a.printJSON(flows)
+					return a.printJSON(list(flows))
 				}
 				a.table(flowHeader, flowRows(flows))
 				return nil
@@ -58,18 +57,27 @@ TRANSLATED is how the one who answers sees it.`,
 
 func filterFlags(cmd *cobra.Command, filter *control.FlowFilter) {
 	f := cmd.Flags()
-	f.StringVar(&filter.Container, "container", "", "of this container only")
-	f.Uint16Var(&filter.Port, "port", 0, "with this port on any side")
-	f.StringVar(&filter.Proto, "proto", "", "tcp, udp, icmp or icmpv6")
+	f.StringVar(&filter.Container, "container", "", "of this `container` only")
+	f.Uint16Var(&filter.Port, "port", 0, "with this `port` on any side")
+	f.StringVar(&filter.Proto, "proto", "", "of this `protocol`: tcp, udp, sctp, icmp or icmpv6")
 	complete(cmd, "container", containerNames)
+	complete(cmd, "proto", values(protocols...))
 }
 
-func checkProto(proto string) error {
-	switch proto {
-	case "", "tcp", "udp", "icmp", "icmpv6", "sctp":
-		return nil
+var protocols = []string{"tcp", "udp", "sctp", "icmp", "icmpv6"}
+
+// checkFilter refuses what would be no filter: an empty variable must not flush everything.
+func checkFilter(cmd *cobra.Command, filter control.FlowFilter) error {
+	given := cmd.Flags().Changed
+	switch {
+	case given("container") && filter.Container == "":
+		return errors.New(`--container "": no name`)
+	case given("port") && filter.Port == 0:
+		return errors.New("--port 0: not a port, 1-65535")
+	case given("proto") && !slices.Contains(protocols, filter.Proto):
+		return fmt.Errorf("--proto %q: tcp, udp, sctp, icmp or icmpv6", filter.Proto)
 	}
-	return fmt.Errorf("--proto %q: tcp, udp, icmp or icmpv6", proto)
+	return nil
 }
 
 func flowsFlush(a *app) *cobra.Command {
@@ -79,8 +87,8 @@ func flowsFlush(a *app) *cobra.Command {
 		Short:   "Forget flows: their next packets are judged anew",
 		Example: "  bpfnet flows flush\n  bpfnet flows flush --container web",
 		Args:    wantsNothing,
-		RunE: func(_ *cobra.Command, _ []string) error {
-			if err := checkProto(filter.Proto); err != nil {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkFilter(cmd, filter); err != nil {
 				return err
 			}
 			return a.with(func(m *control.Manager) error {
@@ -154,6 +162,9 @@ func (a *app) followFlows(cmd *cobra.Command, m *control.Manager, filter control
 		}
 		seen = now
 		a.printFresh(fresh, first)
+		if a.out.lost != nil {
+			return a.out.lost
+		}
 		select {
 		case <-ctx.Done():
 			return nil

@@ -52,21 +52,21 @@ The flags are the keys of the configuration file, and go before it.`,
 			}
 			return a.with(func(m *control.Manager) error { return m.Init(&c) })
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVarP(&c.Bridge, "bridge", "b", "", "`bridge` of the default network; one that exists is used as it is; none: no default network (default bpfnet0)")
+	f.StringVarP(&c.Bridge, "bridge", "b", "", "`name` of the bridge of the default network; one that exists is used as it is; none: no default network (default bpfnet0)")
 	f.StringVar(&c.BIP, "bip", "", "gateway and length of the default network: `CIDR`")
-	f.StringVar(&c.BIP6, "bip6", "", "the same for `IPv6`")
+	f.StringVar(&c.BIP6, "bip6", "", "the same for IPv6: `CIDR`")
 	f.StringVar(&c.FixedCIDR, "fixed-cidr", "", "part (`CIDR`) of it that containers get addresses from")
-	f.StringVar(&c.FixedCIDRv6, "fixed-cidr-v6", "", "the same for `IPv6`")
+	f.StringVar(&c.FixedCIDRv6, "fixed-cidr-v6", "", "the same for IPv6: `CIDR`")
 	f.StringVar(&c.DefaultGateway, "default-gateway", "", "default gateway `address` of its containers (default the bridge)")
-	f.StringVar(&c.DefaultGatewayV6, "default-gateway-v6", "", "the same for `IPv6`")
+	f.StringVar(&c.DefaultGatewayV6, "default-gateway-v6", "", "the same for IPv6: `address`")
 	f.BoolVar(&icc, "icc", true, "containers of the default network may reach one another")
 	f.StringVar(&c.IP, "ip", "", "`address` that -p without one binds to (default 0.0.0.0 and [::])")
 	f.BoolVar(&forward, "ip-forward", true, "turn the kernel's forwarding on (iptables datapath only)")
-	f.StringVar(&c.IPTables, "iptables-flavour", "", "`nft` or legacy (iptables datapath only; default the one in use)")
+	f.StringVar(&c.IPTables, "iptables-flavour", "", "`flavour` of iptables: nft or legacy (iptables datapath only; default the one in use)")
+	complete(cmd, "iptables-flavour", values("nft", "legacy"))
 	f.BoolVar(&masq, "ip-masq", true, "hide containers behind the host's addresses")
 	f.BoolVar(&ip6, "ipv6", false, "the default network has IPv6 too")
 	f.IntVar(&c.MTU, "mtu", 0, "MTU in `bytes` of networks (default 1500)")

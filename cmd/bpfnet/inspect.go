@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"text/template"
 
 	"github.com/spf13/cobra"
@@ -54,16 +55,19 @@ takes out of it. The template sees the names of the JSON.`,
 }
 
 func formatFlag(cmd *cobra.Command, format *string) {
-	cmd.Flags().StringVarP(format, "format", "f", "", "json, or a Go template for each")
+	cmd.Flags().StringVarP(format, "format", "f", "", "`TEMPLATE` of Go for each, or json")
 }
+
+// allFields is where the names are that a template can use.
+const allFields = "inspect without it shows all"
 
 // inspect prints what find has for all names that it finds, then fails for the others.
 func (a *app) inspect(names []string, format string, find func(string) (any, error)) error {
 	var t *template.Template
 	if format != "" && format != "json" {
 		var err error
-		if t, err = template.New("").Funcs(templateFuncs).Option("missingkey=error").Parse(format); err != nil {
-			return fmt.Errorf("--format: %w", templateError(err))
+		if t, err = parseTemplate(format); err != nil {
+			return templateError(err, allFields)
 		}
 	}
 	views := []any{}
@@ -86,36 +90,35 @@ func (a *app) inspect(names []string, format string, find func(string) (any, err
 			return err
 		}
 	default:
+		var out bytes.Buffer
 		for _, v := range views {
-			text, err := render(t, v)
-			if err != nil {
-				return fmt.Errorf("--format: %w", templateError(err))
+			if err := render(&out, t, v); err != nil {
+				return templateError(err, allFields)
 			}
-			fmt.Fprintln(a.out, text)
+			out.WriteByte('\n')
 		}
+		out.WriteTo(a.out)
 	}
 	return missing
 }
 
 // render runs a template over the names that the JSON of v has.
-func render(t *template.Template, v any) (string, error) {
+func render(w io.Writer, t *template.Template, v any) error {
 	text, err := json.Marshal(v)
 	if err != nil {
-		return "", err
+		return err
 	}
 	var raw any
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
 	if err := d.Decode(&raw); err != nil {
-		return "", err
+		return err
 	}
 	raw = plainNumbers(raw)
 	if m, ok := raw.(map[string]any); ok {
 		m["ID"] = m["Id"] // as Docker's templates may also say
 	}
-	var out bytes.Buffer
-	err = t.Execute(&out, raw)
-	return out.String(), err
+	return t.Execute(w, raw)
 }
 
 // plainNumbers makes whole numbers what a template can compare with its own.

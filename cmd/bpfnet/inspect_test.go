@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"text/template"
 	"time"
@@ -59,9 +60,9 @@ func TestInspectTemplates(t *testing.T) {
 	} {
 		tm, err := template.New("").Funcs(templateFuncs).Option("missingkey=error").Parse(text)
 		require.NoError(t, err, text)
-		got, err := render(tm, v)
-		require.NoError(t, err, text)
-		require.Equal(t, want, got, text)
+		var got strings.Builder
+		require.NoError(t, render(&got, tm, v), text)
+		require.Equal(t, want, got.String(), text)
 	}
 }
 
@@ -91,7 +92,7 @@ func TestInspectSeveral(t *testing.T) {
 	out, err := os.Create(t.TempDir() + "/out")
 	require.NoError(t, err)
 	defer out.Close()
-	a := &app{out: out}
+	a := &app{out: &output{file: out}}
 	err = a.inspect([]string{"a", "no", "b"}, "{{.Id}}", func(name string) (any, error) {
 		if name == "no" {
 			return nil, errors.New("no such thing: no")
@@ -103,7 +104,15 @@ func TestInspectSeveral(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "a\nb\n", string(data))
 
-	err = a.inspect([]string{"a"}, "{{.Nonsense}}", func(string) (any, error) { return map[string]string{}, nil })
-	require.ErrorContains(t, err, "--format: template: ")
-	require.NotContains(t, err.Error(), "::")
+	for bad, text := range map[string]string{
+		"{{.Nope}}":           "--format: no field Nope; inspect without it shows all",
+		"{{.Id}}{{.Id.Nope}}": "--format: no field Nope; inspect without it shows all",
+		"{{.Null.Nope}}":      "--format: no field Nope; inspect without it shows all",
+	} {
+		err = a.inspect([]string{"a"}, bad, func(string) (any, error) { return map[string]any{"Id": "a", "Null": nil}, nil })
+		require.EqualError(t, err, text, bad)
+	}
+	data, err = os.ReadFile(out.Name())
+	require.NoError(t, err)
+	require.Equal(t, "a\nb\n", string(data), "nothing before the error")
 }

@@ -408,6 +408,9 @@ func TestAttached(t *testing.T) {
 
 func TestListsAreJSON(t *testing.T) {
 	l := newLab(t)
+	for _, line := range []string{"ps", "network ls", "bridge ls", "flows", "status"} {
+		require.NotContains(t, l.must(append(strings.Fields(line), "-o", "json")...), "null", line)
+	}
 	l.must("run", "-d", "--name", "web", "-p", "8080:80", "--expose", "90", "sleep", "1000")
 	for _, line := range []string{
 		"ps", "container ls", "port web", "network ls", "network inspect bridge", "inspect web", "bridge ls", "flows", "status",
@@ -418,13 +421,11 @@ func TestListsAreJSON(t *testing.T) {
 		if line != "flows" {
 			require.NotEmpty(t, list, line)
 		}
+		if line != "inspect web" { // a port that is not published is null, as in Docker
+			require.NotContains(t, out, "null", line)
+		}
 	}
 	require.Equal(t, "[]", l.must("flows", "-o", "json"))
-	names, code := l.bpfnet("__complete", "stop", "")
-	require.Zero(t, code)
-	require.Contains(t, names, "web\n")
-	names, _ = l.bpfnet("__complete", "network", "connect", "")
-	require.Contains(t, names, "bridge\n")
 	require.Equal(t, "80/tcp -> 0.0.0.0:8080", l.must("port", "web"))
 	out, code := l.bpfnet("port", "web", "81")
 	require.Equal(t, 1, code)
@@ -472,8 +473,11 @@ func TestDemoInterrupted(t *testing.T) {
 		require.NotEmpty(t, groups())
 		require.NoError(t, end(cmd, out))
 		_, _ = io.Copy(io.Discard, out)
-		if err := cmd.Wait(); err != nil {
-			require.Equal(t, 130, cmd.ProcessState.ExitCode(), errs.String())
+		switch err := cmd.Wait(); cmd.ProcessState.ExitCode() {
+		case 0, 1: // over before the signal; or its output is lost
+			require.Empty(t, errs.String())
+		default:
+			require.Equal(t, 130, cmd.ProcessState.ExitCode(), "%v: %s", err, errs.String())
 			require.Equal(t, "bpfnet: demo: interrupted; nothing is left behind\n", errs.String())
 		}
 		require.Eventually(t, func() bool { // another demo may be running

@@ -5,8 +5,12 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"regexp"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"text/template"
@@ -23,6 +27,7 @@ type listing struct {
 
 // print writes rows (structs with the fields of headers) in a format: "" is the
 // table, "json" an object a line, "table TEMPLATE" with a header, else a template a line.
+// With an error it writes nothing.
 func (l listing) print(w io.Writer, format string, rows []any) error {
 	switch format {
 	case "", "table":
@@ -32,36 +37,43 @@ func (l listing) print(w io.Writer, format string, rows []any) error {
 	}
 	format, table := strings.CutPrefix(format, "table ")
 	format = strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(format)
-	t, err := template.New("").Funcs(templateFuncs).Parse(format)
+	fields := "there are " + strings.Join(slices.Sorted(maps.Keys(l.headers)), ", ")
+	t, err := parseTemplate(format)
 	if err != nil {
-		return fmt.Errorf("--format: %w", templateError(err))
+		return templateError(err, fields)
 	}
-	tw := tabwriter.NewWriter(w, 10, 1, 3, ' ', 0)
-	if table {
-		// Docker's own way: the template, run over the names of the columns.
-		if err := t.Execute(tw, l.headers); err != nil {
-			return fmt.Errorf("--format: %w", templateError(err))
-		}
-		fmt.Fprintln(tw)
+	if table { // Docker's own way: the template, run over the names of the columns
+		rows = append([]any{l.headers}, rows...)
 	}
+	var out bytes.Buffer
+	tw := tabwriter.NewWriter(&out, 10, 1, 3, ' ', 0)
 	for _, row := range rows {
 		if err := t.Execute(tw, row); err != nil {
-			return fmt.Errorf("--format: %w", templateError(err))
+			return templateError(err, fields)
 		}
 		fmt.Fprintln(tw)
 	}
-	return tw.Flush()
+	tw.Flush()
+	_, err = out.WriteTo(w)
+	return err
 }
 
-// templateError takes off what template says about a template without a name.
-func templateError(err error) error {
-	text := err.Error()
-	for _, prefix := range []string{"template: :1: ", "template: :1:"} {
-		if rest, ok := strings.CutPrefix(text, prefix); ok {
-			return fmt.Errorf("template: %s", rest)
-		}
+func parseTemplate(text string) (*template.Template, error) {
+	return template.New("").Funcs(templateFuncs).Option("missingkey=error").Parse(text)
+}
+
+var (
+	templatePlace = regexp.MustCompile(`^template: :\d+:(\d+:)? (executing "" at )?`)
+	noField       = regexp.MustCompile(`(?:no entry for key "|can't evaluate field |nil pointer evaluating .*\.)(\w+)`)
+)
+
+// templateError is an error of a template's in words that know nothing of Go; fields says
+// which names there are.
+func templateError(err error, fields string) error {
+	if missing := noField.FindStringSubmatch(err.Error()); missing != nil {
+		return fmt.Errorf("--format: no field %s; %s", missing[1], fields)
 	}
-	return err
+	return fmt.Errorf("--format: %s", templatePlace.ReplaceAllString(err.Error(), ""))
 }
 
 // templateFuncs are Docker's.
@@ -84,7 +96,7 @@ var templateFuncs = template.FuncMap{
 			}
 			return strings.Join(texts, sep), nil
 		}
-		return "", fmt.Errorf("join: %T is no list", list)
+		return "", errors.New("not a list")
 	},
 	"split": strings.Split,
 	"lower": strings.ToLower,

@@ -96,9 +96,19 @@ CONTAINER ID   COMMAND                  CREATED                  STATUS         
 	require.Contains(t, out.String(), `"Names":"web"`)
 	require.Equal(t, 1, strings.Count(out.String(), "\n"))
 
-	for _, bad := range []string{"{{", "{{.Nonsense}}", "{{nonsense .ID}}", "table {{.Nonsense}}"} {
-		err := psListing.print(&out, bad, rows[:1])
-		require.ErrorContains(t, err, "--format: template: ", bad)
+	fields := "there are Command, CreatedAt, ID, Names, Networks, PID, Ports, RunningFor, State, Status"
+	for bad, text := range map[string]string{
+		"{{":                "--format: unclosed action",
+		"{{nonsense .ID}}":  `--format: function "nonsense" not defined`,
+		"{{.ID}} {{.Nope}}": "--format: no field Nope; " + fields,
+		"table {{.Nope}}":   "--format: no field Nope; " + fields,
+		"table {{.ID}}{{if eq .ID \"1\"}}{{end}}{{range split .ID \"\"}}{{.Nope}}{{end}}": "--format: no field Nope; " + fields,
+		"{{.ID.Nope}}":       "--format: no field Nope; " + fields,
+		"{{join .ID \",\"}}": "--format: <join .ID \",\">: error calling join: not a list",
+	} {
+		out.Reset()
+		require.EqualError(t, psListing.print(&out, bad, rows), text, bad)
+		require.Empty(t, out.String(), bad)
 	}
 }
 

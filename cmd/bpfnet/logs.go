@@ -74,7 +74,7 @@ bpfnet's, and is not kept.`,
 		ValidArgsFunction: containerNames,
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the command ends")
-	cmd.Flags().StringVarP(&tail, "tail", "n", "all", "lines from the end, or all")
+	cmd.Flags().StringVarP(&tail, "tail", "n", "all", "`N` lines from the end, or all")
 	return cmd
 }
 

@@ -18,7 +18,7 @@ func main() {
 	// A command lives for milliseconds and keeps little: collecting garbage half as
 	// often makes publishing 10,000 ports a quarter faster.
 	debug.SetGCPercent(400)
-	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	a := &app{in: os.Stdin, out: &output{file: os.Stdout}, err: os.Stderr}
 	if calledByCNI(os.Args) {
 		os.Exit(cniMain(a))
 	}

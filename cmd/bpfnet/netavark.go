@@ -36,5 +36,8 @@ func netavarkMain(a *app, args []string) int {
 		netavark.Fail(a.out, err)
 		return 1
 	}
-	return netavark.Main(a.options, buildVersion().Version, args, a.in, a.out)
+	if code := netavark.Main(a.options, buildVersion().Version, args, a.in, a.out); code != 0 {
+		return code
+	}
+	return a.report(nil, nil)
 }

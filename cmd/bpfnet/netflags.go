@@ -40,7 +40,7 @@ func (n *networkFlags) add(cmd *cobra.Command) {
 	f.StringArrayVar(&o.DNSOptions, "dns-option", nil, "DNS resolver `option` (also --dns-opt)")
 	f.StringArrayVar(&o.AddHosts, "add-host", nil, "line for /etc/hosts: `HOST:IP`")
 	f.Bool("help", false, "help for "+cmd.Name()) // its usual letter is the hostname's
-	complete(cmd, "network", networkNames)
+	complete(cmd, "network", networkModes)
 	complete(cmd, "link", containerNames)
 }
 

@@ -85,7 +85,7 @@ func networkLs(a *app) *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVarP(&quiet, "quiet", "q", false, "IDs only")
 	f.BoolVar(&noTrunc, "no-trunc", false, "whole IDs")
-	f.StringVar(&format, "format", "", "table, json, or a Go template")
+	f.StringVar(&format, "format", "", "`FORMAT`: table, json, or a Go template")
 	return cmd
 }
 
@@ -149,7 +149,9 @@ func networkRm(a *app) *cobra.Command {
 				})
 			})
 		},
-		ValidArgsFunction: networkNames,
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, to string) ([]string, cobra.ShellCompDirective) {
+			return networkNames(cmd, append(args, control.DefaultNetwork), to)
+		},
 	}
 	return cmd
 }
@@ -225,12 +227,13 @@ func networkConnect(a *app) *cobra.Command {
 	f.StringArrayVar(&o.Aliases, "alias", nil, "another `name` on the network")
 	f.StringArrayVar(&o.Links, "link", nil, "reach another container's exposed ports by a name: `NAME`[:ALIAS]")
 	f.StringVar(&o.IfName, "ifname", "", "`name` of the interface in the container")
+	complete(cmd, "link", containerNames)
 	return cmd
 }
 
 func networkDisconnect(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "disconnect NETWORK CONTAINER",
+		Use:     "disconnect [-f] NETWORK CONTAINER",
 		Short:   "Take a container off a network",
 		Example: "  bpfnet network disconnect mynet web",
 		Args:    wants(2, 2, "NETWORK CONTAINER"),

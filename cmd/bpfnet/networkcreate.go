@@ -3,9 +3,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,7 +80,7 @@ address pools that this host does not use.`,
 			if o.Labels, err = keyValues("--label", labels); err != nil {
 				return err
 			}
-			if err := driverOptions(&o, opts); err != nil {
+			if err := driverOptions(&o, opts, cmd.Flags().Changed); err != nil {
 				return err
 			}
 			return a.with(func(m *control.Manager) error {
@@ -93,11 +95,10 @@ address pools that this host does not use.`,
 				return nil
 			})
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVarP(&driverName, "driver", "d", driver, "`bridge`")
+	f.StringVarP(&driverName, "driver", "d", driver, "`name` of the driver; bridge is the only one")
 	f.StringArrayVar(&subnets, "subnet", nil, "addresses: `CIDR`, one a family")
 	f.StringArrayVar(&gateways, "gateway", nil, "the bridge's `address` in the subnet (default its first)")
 	f.StringArrayVar(&ranges, "ip-range", nil, "part (`CIDR`) of the subnet that containers get addresses from")
@@ -105,14 +106,16 @@ address pools that this host does not use.`,
 	f.BoolVar(&o.Internal, "internal", false, "no way out and no published ports")
 	f.BoolVar(&icc, "icc", true, "containers of the network may reach one another")
 	f.BoolVar(&masquerade, "ip-masq", true, "hide the containers behind the host's addresses")
-	f.StringVar(&gatewayMode, "gateway-mode", "nat", "`nat`, or routed: published ports at the containers' own addresses")
+	f.StringVar(&gatewayMode, "gateway-mode", "nat", "`mode` of published ports: nat, or routed: at the containers' own addresses")
 	f.IntVar(&o.MTU, "mtu", 0, "MTU in `bytes` of its devices (default that of init)")
 	f.StringVar(&o.Bridge, "bridge", "", "`name` of the bridge; one that exists is used as it is, and kept")
 	f.BoolVar(&isolate, "isolate", true, "keep containers of other networks out")
 	f.BoolVar(&o.FullCone, "full-cone", false, "anybody may answer to a masqueraded UDP port")
 	f.BoolVar(&o.AllowDHCPServer, "allow-dhcp-server", false, "containers may be DHCP servers")
-	f.StringArrayVar(&labels, "label", nil, "`KEY=VALUE`")
+	f.StringArrayVar(&labels, "label", nil, "what the user notes of it: `KEY=VALUE`")
 	f.StringArrayVar(&opts, "opt", nil, "an `option` of Docker's bridge driver: "+optBridge+"=... and so on")
+	complete(cmd, "driver", values(driver))
+	complete(cmd, "gateway-mode", values("nat", "routed"))
 	return cmd
 }
 
@@ -126,12 +129,23 @@ func routed(what, mode string) (bool, error) {
 	return false, fmt.Errorf("%s %q: nat or routed", what, mode)
 }
 
-// driverOptions takes what scripts for Docker give by --opt.
-func driverOptions(o *control.NetworkOptions, opts []string) error {
+// sameFlag are the flags that say what an option says.
+var sameFlag = map[string]string{
+	optBridge: "bridge", optICC: "icc", optMasquerade: "ip-masq", optMTU: "mtu", optGatewayMode4: "gateway-mode", optGatewayMode6: "gateway-mode",
+}
+
+// driverOptions takes what scripts for Docker give by --opt. flag says whether a flag was
+// given: it and an option must not differ.
+func driverOptions(o *control.NetworkOptions, opts []string, flag func(string) bool) error {
 	given, err := keyValues("--opt", opts)
 	if err != nil {
 		return err
 	}
+	mode4, both := given[optGatewayMode4]
+	if mode6, ok := given[optGatewayMode6]; both && ok && mode4 != mode6 {
+		return fmt.Errorf("--opt %s=%s: another than IPv4's; a network has one mode for both", optGatewayMode6, mode6)
+	}
+	before := *o
 	for _, key := range slices.Sorted(maps.Keys(given)) {
 		value := given[key]
 		var err error
@@ -147,13 +161,19 @@ func driverOptions(o *control.NetworkOptions, opts []string) error {
 		case optGatewayMode4, optGatewayMode6:
 			o.Routed, err = routed(key, value)
 		case optMTU:
-			o.MTU, err = strconv.Atoi(value)
+			if o.MTU, err = strconv.Atoi(value); err != nil {
+				err = errors.New("not a number")
+			}
 		default:
 			return fmt.Errorf("--opt %s: not known", key)
 		}
 		if err != nil {
 			return fmt.Errorf("--opt %s=%s: %w", key, value, err)
 		}
+		if flag(sameFlag[key]) && !reflect.DeepEqual(*o, before) {
+			return fmt.Errorf("--opt %s=%s: --%s says otherwise", key, value, sameFlag[key])
+		}
+		before = *o
 	}
 	return nil
 }
@@ -161,7 +181,7 @@ func driverOptions(o *control.NetworkOptions, opts []string) error {
 func boolean(text string) (*bool, error) {
 	b, err := strconv.ParseBool(text)
 	if err != nil {
-		return nil, fmt.Errorf("%q: true or false", text)
+		return nil, errors.New("true or false")
 	}
 	return &b, nil
 }

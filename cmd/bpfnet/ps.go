@@ -79,15 +79,14 @@ func psCommand(a *app) *cobra.Command {
 				return psListing.print(a.out, format, rows)
 			})
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&all, "all", "a", false, "those that do not run, too")
 	f.BoolVarP(&quiet, "quiet", "q", false, "IDs only")
 	f.BoolVarP(&latest, "latest", "l", false, "the one created last, running or not")
-	f.IntVarP(&last, "last", "n", -1, "the N created last, running or not")
+	f.IntVarP(&last, "last", "n", -1, "the `N` created last, running or not")
 	f.BoolVar(&noTrunc, "no-trunc", false, "whole IDs and commands")
-	f.StringVar(&format, "format", "", "table, json, or a Go template")
+	f.StringVar(&format, "format", "", "`FORMAT`: table, json, or a Go template")
 	return cmd
 }
 

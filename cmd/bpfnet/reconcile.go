@@ -3,7 +3,7 @@
 package main
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -14,7 +14,7 @@ import (
 func reconcileCommand(a *app) *cobra.Command {
 	var opts control.ReconcileOptions
 	cmd := &cobra.Command{
-		Use:   "reconcile",
+		Use:   "reconcile [--drop-flows]",
 		Short: "Make the kernel match what was asked for",
 		Long: `Compare what was asked for with what the kernel has, mend what differs and say it, a
 line each. A newer bpfnet puts its programs in place of older ones so: no packet is lost,
@@ -29,7 +29,7 @@ nothing without --drop-flows.`,
 					return err
 				}
 				if a.json() {
-					return errors.Join(err, a.printJSON(list(steps)))
+					return cmp.Or(err, a.printJSON(list(steps)))
 				}
 				for _, s := range steps {
 					fmt.Fprintln(a.out, s)

@@ -3,13 +3,16 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/bpfnet/bpfnet/control"
 )
@@ -21,7 +24,9 @@ type app struct {
 	debug    bool
 	prepared bool
 
-	in, out, err *os.File
+	in, err *os.File
+	out     *output
+	noHelp  error // that --help was asked of a command that there is not
 }
 
 // extra are commands that only some builds have.
@@ -29,13 +34,13 @@ var extra []func(*app) *cobra.Command
 
 // execute runs a command line and returns its exit status.
 func execute(a *app, args []string) int {
+	// A reader that goes must not end a command halfway. Not ignored: commands that are
+	// started would inherit that.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	root := a.root()
 	root.SetArgs(args)
-	root.SetIn(a.in)
-	root.SetOut(a.out)
-	root.SetErr(a.err)
 	cmd, err := root.ExecuteC()
-	return a.report(cmd, err)
+	return a.report(cmd, cmp.Or(err, a.noHelp))
 }
 
 func (a *app) root() *cobra.Command {
@@ -53,6 +58,9 @@ connection tracking, no proxy and no daemon take part in it.`,
 		SilenceUsage:      true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.prepare(cmd) },
 	}
+	root.SetIn(a.in)
+	root.SetOut(a.out) // before completion's commands are made: they keep it
+	root.SetErr(a.err)
 	group(root)
 	f := root.PersistentFlags()
 	f.SortFlags = false
@@ -60,13 +68,21 @@ connection tracking, no proxy and no daemon take part in it.`,
 	f.StringVar(&a.options.BPFFS, "bpffs", "", "`directory` of the pins (default /sys/fs/bpf/bpfnet)")
 	f.StringVar(&a.options.Netns, "netns", "", "`path` of the network namespace that plays the host (default the caller's)")
 	f.StringVar(&a.options.Cgroup, "cgroup", "", "cgroup v2 `directory` that the bind guard attaches to (default the mount of cgroup v2)")
-	f.StringVar(&a.options.Datapath, "datapath", "", "`bpf` or iptables, chosen when the host is first set up (default bpf)")
+	f.StringVar(&a.options.Datapath, "datapath", "", "`kind` of packets' path, bpf or iptables, chosen when the host is first set up (default bpf)")
 	f.StringVar(&a.options.Config, "config", "", "configuration `file` with daemon.json's keys (default /etc/bpfnet/config.json)")
-	f.StringVarP(&a.output, "output", "o", "text", "`text` or json")
+	f.StringVarP(&a.output, "output", "o", "text", "`format` of what is printed: text or json")
 	f.BoolVar(&a.debug, "debug", false, "say more on standard error")
 
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%v", err) })
-	root.CompletionOptions.HiddenDefaultCmd = false
+	complete(root, "output", values("text", "json"))
+	complete(root, "datapath", values(control.DatapathBPF, control.DatapathIPTables))
+	complete(root, "netns", anyFile)
+	complete(root, "config", anyFile)
+	for _, flag := range []string{"root", "bpffs", "cgroup"} {
+		complete(root, flag, directories)
+	}
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(containerCommands(a)...)
 	root.AddCommand(
 		containerGroup(a), networkGroup(a), bridgeGroup(a),
@@ -77,11 +93,17 @@ connection tracking, no proxy and no daemon take part in it.`,
 		root.AddCommand(make(a))
 	}
 	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
 	for _, c := range root.Commands() {
-		if c.Name() == "completion" {
-			group(c)
+		switch c.Name() {
+		case "completion":
+			completionGroup(c)
+		case "help":
+			helpCommand(c)
 		}
 	}
+	a.helpOnlyOfWhatIs(root)
+	plainUsage(root)
 	return root
 }
 
@@ -139,7 +161,7 @@ func fromEnvironment(cmd *cobra.Command, seen func(f *pflag.Flag, key string)) (
 			return
 		}
 		if bad := f.Value.Set(value); bad != nil {
-			err = fmt.Errorf("%s=%s: %w", key, value, bad)
+			err = fmt.Errorf("%s=%s: %s", key, value, expected(f, bad))
 		}
 		seen(f, key)
 	})

@@ -37,6 +37,9 @@ the host's files, or those of --rootfs. bpfnet ends with the command's exit stat
   bpfnet run --rm --net container:web -- ss -lnt`,
 		Args: wants(1, -1, "a command"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[0] == "" {
+				return usageError(cmd, "wants a command")
+			}
 			o, err := net.options()
 			if err != nil {
 				return err
@@ -64,7 +67,7 @@ the host's files, or those of --rootfs. bpfnet ends with the command's exit stat
 			}
 			return a.runForeground(o, interactive)
 		},
-		ValidArgsFunction: commandNames,
+		ValidArgsFunction: anyFile,
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false)
@@ -78,6 +81,7 @@ the host's files, or those of --rootfs. bpfnet ends with the command's exit stat
 	f.StringVarP(&workdir, "workdir", "w", "", "working `directory` of the command (default this one, / with --rootfs)")
 	net.add(cmd)
 	complete(cmd, "rootfs", directories)
+	complete(cmd, "workdir", directories)
 	return cmd
 }
 
@@ -95,7 +99,7 @@ func (a *app) runForeground(o control.ContainerOptions, interactive bool) error 
 		return err
 	}
 	spec := launchSpec(m, c)
-	spec.Stdout, spec.Stderr = a.out, a.err
+	spec.Stdout, spec.Stderr = a.out.file, a.err
 	if interactive {
 		spec.Stdin = a.in
 	}
@@ -111,7 +115,7 @@ func (a *app) runForeground(o control.ContainerOptions, interactive bool) error 
 	signals.Forward(p)
 	restore := func() {}
 	if spec.TTY {
-		if restore, err = p.Attach(spec.Stdin, a.out); err != nil {
+		if restore, err = p.Attach(spec.Stdin, a.out.file); err != nil {
 			restore = func() {}
 			fmt.Fprintf(a.err, "bpfnet: terminal: %s\n", oneLine(err.Error()))
 		}

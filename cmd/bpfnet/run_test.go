@@ -81,6 +81,6 @@ func TestDriverOptions(t *testing.T) {
 	var o control.NetworkOptions
 	require.NoError(t, driverOptions(&o, []string{
 		optBridge + "=br9", optICC + "=false", optMasquerade + "=0", optBindAddress + "=127.0.0.1", optMTU + "=1400", optGatewayMode4 + "=routed",
-	}))
+	}, func(string) bool { return false }))
 	require.Equal(t, control.NetworkOptions{Bridge: "br9", ICC: &no, Masquerade: &no, BindAddress: "127.0.0.1", MTU: 1400, Routed: true}, o)
 }

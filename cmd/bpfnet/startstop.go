@@ -80,7 +80,7 @@ func restartCommand(a *app) *cobra.Command {
 }
 
 func timeFlag(cmd *cobra.Command, seconds *int) {
-	cmd.Flags().IntVarP(seconds, "time", "t", 10, "seconds to wait before SIGKILL (also --timeout)")
+	cmd.Flags().IntVarP(seconds, "time", "t", 10, "`seconds` to wait before SIGKILL (also --timeout)")
 	cmd.Flags().IntVar(seconds, "timeout", 10, "")
 	cmd.Flags().MarkHidden("timeout")
 }
@@ -166,10 +166,7 @@ func (a *app) stopAll(names []string, grace time.Duration, each func(name string
 			failed = append(failed, err)
 		}
 	}
-	if failed == nil {
-		return nil
-	}
-	return failed
+	return failed.orNil()
 }
 
 // supervisorLimit bounds the wait for the process that records a command's end.

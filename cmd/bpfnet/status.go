@@ -27,6 +27,7 @@ func statusCommand(a *app) *cobra.Command {
 					return err
 				}
 				if a.json() {
+					s.Hooks, s.Tables, s.Drops, s.Problems = list(s.Hooks), list(s.Tables), list(s.Drops), list(s.Problems)
 					return a.printJSON([]*control.Status{s})
 				}
 				a.printStatus(s)

@@ -13,7 +13,7 @@ import (
 func uninstallCommand(a *app) *cobra.Command {
 	var seconds int
 	cmd := &cobra.Command{
-		Use:   "uninstall",
+		Use:   "uninstall [-t SECONDS]",
 		Short: "Take everything of bpfnet's down: leave nothing behind",
 		Long: `Stop the commands that bpfnet started, detach what was attached, and remove every
 device, program, pin, mount and file of bpfnet's.`,

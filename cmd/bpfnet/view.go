@@ -316,9 +316,10 @@ func linkText(c *control.Container, l control.Link) string {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-func list(s []string) []string {
+// list is never null in JSON.
+func list[T any](s []T) []T {
 	if s == nil {
-		return []string{}
+		return []T{}
 	}
 	return s
 }

@@ -36,15 +36,18 @@ func (p *Process) Attach(in, out *os.File) (restore func(), err error) {
 	}
 	p.drain = make(chan struct{})
 	go func() {
-		io.Copy(&shown{out: out, log: p.log}, p.tty)
+		io.Copy(&shown{p, out, p.log}, p.tty)
 		close(p.drain)
 	}()
 	return restore, nil
 }
 
 // shown is where a terminal's output goes. A log that cannot be written any more
-// keeps nothing from the user.
-type shown struct{ out, log *os.File }
+// keeps nothing from the user; a user who is gone has closed the terminal (SIGHUP).
+type shown struct {
+	p        *Process
+	out, log *os.File
+}
 
 func (s *shown) Write(b []byte) (int, error) {
 	if s.log != nil {
@@ -52,7 +55,13 @@ func (s *shown) Write(b []byte) (int, error) {
 			s.log = nil
 		}
 	}
-	return s.out.Write(b)
+	if s.out != nil {
+		if _, err := s.out.Write(b); err != nil {
+			s.out = nil
+			s.p.Signal(unix.SIGHUP)
+		}
+	}
+	return len(b), nil
 }
 
 // follow gives the command's terminal the size of another until unfollow.
