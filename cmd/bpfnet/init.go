@@ -74,7 +74,7 @@ The flags are the keys of the configuration file, and go before it.`,
 	f.StringArrayVar(&c.DNSSearch, "dns-search", nil, "DNS search `domain` of containers")
 	f.StringArrayVar(&c.DNSOptions, "dns-opt", nil, "DNS resolver `option` of containers")
 	f.StringArrayVar(&pools, "default-address-pool", nil, "addresses for networks: `base=CIDR,size=LENGTH`")
-	f.StringArrayVar(&c.Uplinks, "uplink", nil, "`device` that leads to the world (default all but bpfnet's own and lo)")
+	f.StringArrayVar(&c.Uplinks, "uplink", nil, "`device` that leads to the world, or all: each but bpfnet's own and lo (default all)")
 	f.StringVar(&c.MasqueradePorts, "masquerade-ports", "", "source `ports` of masqueraded flows: 1024-32767,61000-65535")
 	f.IntVar(&c.FlowTableSize, "flow-table-size", 0, "established flows a family, `number`, 1024-1048576 (default 131072)")
 	f.IntVar(&c.HalfOpenTableSize, "half-open-table-size", 0, "half-open flows a family, `number`, 512-1048576 (default 32768)")

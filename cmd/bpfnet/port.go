@@ -114,9 +114,12 @@ func publishCommand(a *app) *cobra.Command {
 
 func unpublishCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:     "unpublish NAME SPEC...",
-		Short:   "Take published ports back",
-		Example: "  bpfnet unpublish web 8080:80",
+		Use:   "unpublish NAME SPEC...",
+		Short: "Take published ports back",
+		Long: `Take published ports back: all that are named, or none. A SPEC is as publish got it. Without
+a host port it means each that leads to the container's; without an address or from=, whatever
+was said of those. A range goes as a whole.`,
+		Example: "  bpfnet unpublish web 8080:80\n  bpfnet unpublish web 80",
 		Args:    wants(2, -1, "NAME SPEC..."),
 		RunE: func(_ *cobra.Command, args []string) error {
 			return a.with(func(m *control.Manager) error { return m.Unpublish(args[0], args[1:]...) })
