@@ -49,10 +49,14 @@ type Options struct {
 }
 
 // Follow follows the Engine until ctx ends, which is no error. An Engine that is away, or
-// was never there, is waited for. The Manager is used by nobody else meanwhile.
+// was never there, is waited for; a Host that is no URL is an error. The Manager is used by nobody
+// else meanwhile.
 func Follow(ctx context.Context, m *control.Manager, o Options) error {
 	if o.Host == "" {
 		o.Host = DefaultHost
+	}
+	if _, err := client.ParseHostURL(o.Host); err != nil {
+		return fmt.Errorf("docker-host %q: not unix:///PATH or tcp://HOST:PORT", o.Host)
 	}
 	if o.Log == nil {
 		o.Log = func(string) {}
