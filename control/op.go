@@ -57,10 +57,8 @@ func (m *Manager) update(fn func(*op) error) error { return m.updateWith(nil, fn
 
 // updateWith is update with the flags of init, for a host that has to be set up.
 func (m *Manager) updateWith(flags *Config, fn func(*op) error) error {
-	fresh := false
-	if _, err := os.Stat(m.root); errors.Is(err, fs.ErrNotExist) {
-		fresh = true
-	}
+	found, _ := os.Stat(m.root)
+	_, lacks := os.Stat(m.storePath())
 	if err := m.makeRoot(); err != nil {
 		return err
 	}
@@ -80,8 +78,8 @@ func (m *Manager) updateWith(flags *Config, fn func(*op) error) error {
 			}
 			return fn(o)
 		})
-		if err != nil && fresh {
-			_ = m.removeRoot() // the error is the news
+		if err != nil && errors.Is(lacks, fs.ErrNotExist) {
+			_ = m.leaveRoot(found) // the error is the news
 		}
 		return err
 	}

@@ -62,6 +62,14 @@ func (o *op) uninstall() error {
 	return nil
 }
 
+// leaveRoot leaves the root directory as it was found, nil: not at all, and the store not made.
+func (m *Manager) leaveRoot(found os.FileInfo) error {
+	if found == nil {
+		return m.removeRoot()
+	}
+	return errors.Join(removeIfThere(m.dirtyPath()), removeIfThere(m.storePath()), os.Chmod(m.root, found.Mode().Perm()))
+}
+
 // removeRoot removes what is ours below root, and root if nothing else is there. The store
 // goes last: with it goes the lock, and the next command makes its own.
 func (m *Manager) removeRoot() error {
