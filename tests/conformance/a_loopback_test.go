@@ -85,9 +85,13 @@ func TestA8(t *testing.T) {
 			}
 		})
 	}
-	for _, service := range services {
-		require.Zero(t, service.Requests())
+	unasked := func() {
+		t.Helper()
+		for _, service := range services {
+			require.Zero(t, service.Requests(), "%s", service.Addr)
+		}
 	}
+	unasked()
 	for _, x := range senders {
 		t.Run("by sockets of "+x.name, func(t *testing.T) {
 			c := c.in(t)
@@ -100,10 +104,15 @@ func TestA8(t *testing.T) {
 			}
 		})
 	}
+	unasked()
 	// All the while the host itself gets there.
 	c.answers(c.Host, "127.0.0.1:8081", "srv", "10.1.0.1")
 	c.answers(c.Host, "[::1]:8081", "srv", "fd00:1::1")
 	c.answers(c.Host, "127.0.0.1:5300", "loopback", "127.0.0.1")
+	c.answers(c.Host, "[::1]:5300", "loopback", "::1")
+	for _, service := range services {
+		require.NotZero(t, service.Requests(), "%s", service.Addr)
+	}
 }
 
 // hostDevice is the host's end of a container's cable.

@@ -3,8 +3,11 @@
 package conformance
 
 import (
+	"encoding/json"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -85,14 +88,16 @@ func TestA16(t *testing.T) {
 	}
 }
 
-// A20: from= says who may connect; others are dropped and counted.
+// A20: from= says who may connect; others are dropped and counted: of the world, containers and the
+// host. The commands that show ports show it.
 //
 //	X 203.0.113.2, 2001:db8:113::2 ──┐
-//	                                 ├── H ── srv 8083:80,from=203.0.113.0/24,2001:db8::/32
-//	Y 198.51.100.2, fd99::2 ─────────┘
+//	                                 ├── H ─┬─ n1 ─┬─ srv 8083:80,from=203.0.113.0/24,2001:db8::/32
+//	Y 198.51.100.2, fd99::2 ─────────┘      │      └─ peer
+//	                                        └─ n2 ─── other
 func TestA20(t *testing.T) {
 	parallel(t)
-	c, s, p, _ := ownCast(t)
+	c, s, p, o := ownCast(t)
 	y := c.AddClient(t, "Y", "198.51.100.1/24", "fd99::1/64")
 	_, err := c.m.Reconcile()
 	require.NoError(t, err)
@@ -106,6 +111,11 @@ func TestA20(t *testing.T) {
 	}
 	for _, h := range []string{"10.1.0.1", lab.HostIPv4, "fd00:1::1", lab.HostIPv6} {
 		c.dropped(p.ns, at(h, 8083), at(h, 8080), "SOURCE_DENIED")
+	}
+	// So are the server itself, and who is on another network.
+	for _, h := range []string{lab.HostIPv4, lab.HostIPv6} {
+		c.dropped(s.ns, at(h, 8083), at(h, 8080), "SOURCE_DENIED")
+		c.dropped(o.ns, at(h, 8083), at(h, 8080), "SOURCE_DENIED")
 	}
 	// The host is a source like any other.
 	c.answers(c.Host, at(lab.HostIPv4, 8083), "srv", "10.1.0.1")
@@ -126,6 +136,7 @@ func TestA20(t *testing.T) {
 		}
 	}
 	require.Equal(t, 4, seen)
+	c.showsFrom(want)
 
 	// Without from= the door is open to all.
 	c.unpublish(s, "8083:80"+from, "8083:80/udp"+from)
@@ -133,4 +144,46 @@ func TestA20(t *testing.T) {
 	for _, h := range y.HostAddrs {
 		c.answers(y.NS, at(h, 8083), "srv", "")
 	}
+	for _, command := range []string{"port srv", "ps", "inspect srv"} {
+		out := c.must(strings.Fields(command)...)
+		require.Contains(t, out, "8083", command)
+		require.NotRegexp(t, `from=|"From"`, out, command)
+	}
+}
+
+// showsFrom requires that port, ps and inspect show who may connect to srv's 8083, and to no other of
+// its ports.
+func (c *cast) showsFrom(from []netip.Prefix) {
+	c.t.Helper()
+	type door struct {
+		HostIP, HostPort string
+		From             []netip.Prefix
+	}
+	doors := []door{{"0.0.0.0", "8080", nil}, {"0.0.0.0", "8083", from}, {"127.0.0.1", "8081", nil}, {"::", "8080", nil}, {"::", "8083", from}}
+	var words []string
+	for _, p := range from {
+		words = append(words, p.String())
+	}
+	only := func(d door) string {
+		if d.From == nil {
+			return ""
+		}
+		return " from=" + strings.Join(words, ",")
+	}
+	var port, ps []string
+	for _, proto := range []string{"tcp", "udp"} {
+		for _, d := range doors {
+			host := net.JoinHostPort(d.HostIP, d.HostPort)
+			port = append(port, "80/"+proto+" -> "+host+only(d))
+			ps = append(ps, host+"->80/"+proto+only(d))
+		}
+	}
+	require.Equal(c.t, strings.Join(port, "\n"), c.must("port", "srv"))
+	require.Contains(c.t, c.must("ps"), " "+strings.Join(ps, ", ")+" ")
+	var found []struct {
+		NetworkSettings struct{ Ports map[string][]door }
+	}
+	require.NoError(c.t, json.Unmarshal([]byte(c.must("inspect", "srv")), &found))
+	require.Len(c.t, found, 1)
+	require.Equal(c.t, map[string][]door{"80/tcp": doors, "80/udp": doors}, found[0].NetworkSettings.Ports)
 }

@@ -5,6 +5,7 @@ package conformance
 import (
 	"net/netip"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -111,6 +112,13 @@ func TestA3b(t *testing.T) {
 	}
 	require.Equal(t, []string{"0.0.0.0:8090"}, hosts("only4"))
 	require.Equal(t, []string{"0.0.0.0:8080", "[::]:8080"}, hosts("srv"))
+	// So prints the command.
+	require.Equal(t, "80/tcp -> 0.0.0.0:8090\n80/udp -> 0.0.0.0:8090", c.must("port", "only4"))
+	require.Equal(t, "0.0.0.0:8090", c.must("port", "only4", "80"))
+	for _, proto := range []string{"tcp", "udp"} {
+		require.Contains(t, strings.Split(c.must("port", "srv"), "\n"), "80/"+proto+" -> [::]:8080")
+		require.Equal(t, "0.0.0.0:8080\n127.0.0.1:8081\n[::]:8080", c.must("port", "srv", "80/"+proto))
+	}
 }
 
 // A4: the host reaches it on its uplink's address; the server sees the gateway or

@@ -3,12 +3,16 @@
 package conformance
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/control/ports"
@@ -157,17 +161,19 @@ func TestB7(t *testing.T) {
 	c.serve(s, 80)
 	for _, addr := range []string{"198.51.100.9", "2001:db8:51::9", lab.ClientIPv4, s.ip4.String()} {
 		for _, host := range []string{"8080", "", "8080-8089"} {
-			spec := bracket(addr) + ":" + host + ":80"
-			t.Run(spec, func(t *testing.T) {
-				c.in(t).denied(s, ports.ErrNotAvailable, "cannot assign requested address", spec)
-			})
+			for _, proto := range few([]string{"", "/udp"}, 1) {
+				spec := bracket(addr) + ":" + host + ":80" + proto
+				t.Run(spec, func(t *testing.T) {
+					c.in(t).denied(s, ports.ErrNotAvailable, "cannot assign requested address", spec)
+				})
+			}
 		}
 	}
 	lab.AddAddr(t, c.Host, "eth0", "198.51.100.9/24")
 	lab.AddAddr(t, c.Host, "eth0", "2001:db8:51::9/64")
-	c.publish(s, "198.51.100.9:8080:80", "[2001:db8:51::9]:8080:80")
-	c.answersBy("tcp", c.Host, "", "198.51.100.9:8080", "srv", "")
-	c.answersBy("tcp", c.Host, "", "[2001:db8:51::9]:8080", "srv", "")
+	c.publish(s, "198.51.100.9:8080:80", "198.51.100.9:8080:80/udp", "[2001:db8:51::9]:8080:80", "[2001:db8:51::9]:8080:80/udp")
+	c.answers(c.Host, "198.51.100.9:8080", "srv", "")
+	c.answers(c.Host, "[2001:db8:51::9]:8080", "srv", "")
 }
 
 // B8: when the second of two bindings fails, the first is free again.
@@ -286,16 +292,26 @@ func TestB13(t *testing.T) {
 		rounds = 2
 	}
 	for round := range rounds {
-		// A service of the host's on the port ends its connections first: they wait there.
+		// A service of the host's on the port ends its connections first: they wait there, for
+		// clients that stay and in TIME_WAIT.
 		service := c.MustBind(t, c.Host, "tcp", ":8080")
+		var ended []*lab.Conn
 		for _, to := range []string{at(lab.HostIPv4, 8080), at(lab.HostIPv6, 8080)} {
-			conn, err := lab.Dial(c.Client, "tcp", "", to, wait)
-			require.NoError(t, err)
-			_, err = conn.Ask("x", wait)
-			require.NoError(t, err)
-			defer conn.Close()
+			for _, stays := range []bool{true, false} {
+				conn, err := lab.Dial(c.Client, "tcp", "", to, wait)
+				require.NoError(t, err)
+				_, err = conn.Ask("x", wait)
+				require.NoError(t, err)
+				if stays {
+					defer conn.Close()
+				} else {
+					ended = append(ended, conn)
+				}
+			}
 		}
 		service.Close()
+		closeAll(ended)
+		c.inTimeWait(8080, ended...)
 		c.publish(s, "8080:80", "8080:80/udp")
 		for _, from := range []struct{ ns, to string }{{"X", at(lab.HostIPv4, 8080)}, {"X", at(lab.HostIPv6, 8080)}, {"H", "127.0.0.1:8080"}, {"H", "[::1]:8080"}} {
 			ns := c.Client
@@ -306,14 +322,90 @@ func TestB13(t *testing.T) {
 		}
 		if round%2 == 0 {
 			c.unpublish(s, "8080:80", "8080:80/udp")
+			c.inTimeWait(8080, ended...)
 			c.publish(s, "8080:80", "8080:80/udp")
 		} else {
 			c.remove("srv")
+			c.inTimeWait(8080, ended...)
 			s = c.container("srv", "n1", publish("8080:80", "8080:80/udp"))
 			c.serve(s, 80)
 		}
 		c.answers(c.Client, at(lab.HostIPv4, 8080), "srv", lab.ClientIPv4)
 		c.answers(c.Host, "127.0.0.1:8080", "srv", "")
 		c.unpublish(s, "8080:80", "8080:80/udp")
+	}
+}
+
+// B13: so it is with the TIME_WAIT of a socket without SO_REUSEADDR, with which a mere bind collides.
+func TestB13Collides(t *testing.T) {
+	parallel(t)
+	c := newCast(t)
+	c.network("n1", 1, true)
+	s, p := c.container("srv", "n1"), c.probe(c.Host)
+	c.serve(s, 80)
+	for i, v := range []struct{ network, any string }{{"tcp4", "0.0.0.0"}, {"tcp6", "::"}, {"tcp", "::"}} {
+		port := 8080 + i // those of the last round wait for a minute
+		t.Run(v.network, func(t *testing.T) {
+			c := c.in(t)
+			address, spec := at(v.any, port), fmt.Sprint(port, ":80")
+			p.holds(v.network, address)
+			var ended []*lab.Conn
+			for family, h := range map[string]string{"tcp4": lab.HostIPv4, "tcp6": lab.HostIPv6} {
+				if !strings.HasPrefix(family, v.network) {
+					continue
+				}
+				conn, err := lab.Dial(c.Client, "tcp", "", at(h, port), wait)
+				require.NoError(t, err)
+				ended = append(ended, conn)
+				p.hangsUp(v.network, address)
+			}
+			p.closes(v.network, address)
+			closeAll(ended)
+			waits := func() {
+				t.Helper()
+				c.inTimeWait(port, ended...)
+				p.taken(v.network+"+reuse", address)
+			}
+			answered := func() {
+				t.Helper()
+				c.answersBy("tcp", c.Client, "", at(lab.HostIPv4, port), "srv", lab.ClientIPv4)
+				c.answersBy("tcp", c.Client, "", at(lab.HostIPv6, port), "srv", lab.ClientIPv6)
+			}
+			waits()
+			c.publish(s, spec)
+			answered()
+			c.unpublish(s, spec)
+			waits()
+			c.publish(s, spec)
+			answered()
+			c.unpublish(s, spec)
+			waits()
+			c.container("other", "n1", publish(spec))
+			c.remove("other")
+		})
+	}
+}
+
+// inTimeWait waits until a port of the host's is in TIME_WAIT towards each of some clients of X's, which
+// have closed.
+func (c *cast) inTimeWait(port int, clients ...*lab.Conn) {
+	c.t.Helper()
+	h, err := c.Host.Netlink(unix.NETLINK_INET_DIAG)
+	require.NoError(c.t, err)
+	defer h.Close()
+	for _, client := range clients {
+		want := netip.MustParseAddrPort(client.LocalAddr().String())
+		waits := func(s *netlink.Socket) bool {
+			peer, _ := netip.AddrFromSlice(s.ID.Destination)
+			return s.State == netlink.TCP_TIME_WAIT && int(s.ID.SourcePort) == port && netip.AddrPortFrom(peer.Unmap(), s.ID.DestinationPort) == want
+		}
+		require.True(c.t, soon(func() bool {
+			list4, err4 := h.SocketDiagTCP(unix.AF_INET)
+			list6, err6 := h.SocketDiagTCP(unix.AF_INET6)
+			if err := errors.Join(err4, err6); !errors.Is(err, netlink.ErrDumpInterrupted) {
+				require.NoError(c.t, err)
+			}
+			return slices.ContainsFunc(slices.Concat(list4, list6), waits)
+		}), "no TIME_WAIT on %d towards %s", port, want)
 	}
 }

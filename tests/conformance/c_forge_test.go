@@ -18,16 +18,19 @@ import (
 // C9: what a container forges leaves it nowhere, is counted by its reason, and
 // changes no neighbour's cache, while what it says of itself gets through beside it.
 //
-//	X ── H ── n1 ─┬─ srv
-//	              └─ peer, the forger
+//	X ── H ─┬─ n1 ─┬─ srv
+//	        │      └─ peer, the forger
+//	        └─ n2 ─┬─ other
+//	               └─ second
 //
-// The captures are where a frame could come out: srv's eth0, the bridge and X's eth0.
+// The captures are where a frame could come out: srv's eth0, the bridge, X's eth0 and other's eth0.
 func TestC9(t *testing.T) {
 	parallel(t)
 	c, s, p, o := ownCast(t)
 	lab.ServeTCP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Client, "world", ":7000")
 	lab.ServeUDP(t, c.Host, "host", ":9000")
+	second := c.station(c.container("second", "n2"), "n2")
 	w := &wire{me: c.station(p, "n1"), peer: c.station(s, "n1"), gw: c.gateway("n1"), up: c.uplink(), x: c.world(), other: c.station(o, "n2")}
 	beside := []*dialogue{
 		c.talking("udp", p.ns, at(s.ip4, 80), "srv"), c.talking("tcp", p.ns, at(s.ip6, 80), "srv"),
@@ -38,6 +41,7 @@ func TestC9(t *testing.T) {
 		{Capture: lab.CaptureIn(t, s.ns, "eth0", isForged)},
 		{Capture: lab.StartCapture(t, c.Host, w.gw.dev, isForged)},
 		{Capture: lab.CaptureIn(t, c.Client, "eth0", isForged)},
+		{Capture: lab.CaptureIn(t, o.ns, "eth0", isForged)},
 	}
 	n := times(10_000, 20)
 	for _, f := range forgeries {
@@ -54,7 +58,7 @@ func TestC9(t *testing.T) {
 				k.t = t
 			}
 			unharmed(beside...)
-			for i, where := range []string{"srv", "the bridge", "X"} {
+			for i, where := range []string{"srv", "the bridge", "X", "other"} {
 				if frames := seen[i].fresh(); len(frames) > 0 {
 					t.Errorf("at %s: %s", where, lab.Describe(frames))
 				}
@@ -68,19 +72,24 @@ func TestC9(t *testing.T) {
 	over(beside...)
 
 	// The same texts, not forged, are what the captures do see.
-	for _, family := range ipVersions {
-		for i, frame := range [][]byte{
-			w.me.to(w.peer, family).UDP(1000, 99, []byte(forgedText)),
-			w.me.to(w.gw, family).UDP(1000, 99, []byte(forgedText)),
-			w.me.by(w.gw, w.x, family).UDP(1000, 99, []byte(forgedText)),
-		} {
-			require.NoError(t, lab.Inject(p.ns, "eth0", frame, 1))
+	for i, honest := range []struct {
+		from, to station
+		routed   bool
+	}{{w.me, w.peer, false}, {w.me, w.gw, false}, {w.me, w.x, true}, {second, w.other, false}} {
+		me, to := honest.from, honest.to
+		for _, family := range ipVersions {
+			packet := me.to(to, family)
+			if honest.routed {
+				packet = me.by(w.gw, to, family)
+			}
+			require.NoError(t, lab.Inject(me.ns, "eth0", packet.UDP(1000, 99, []byte(forgedText)), 1))
 			require.True(t, soon(func() bool { return len(seen[i].fresh()) > 0 }), "an honest packet, capture %d", i)
 		}
-	}
-	for i, to := range []station{w.peer, w.gw} {
-		require.NoError(t, lab.Inject(p.ns, "eth0", padded(lab.ARP{SrcMAC: w.me.mac, DstMAC: to.mac, SenderMAC: w.me.mac, Sender: w.me.ip4, Target: to.ip4}.Frame()), 1))
-		require.NoError(t, lab.Inject(p.ns, "eth0", labelled(w.me.to(to, 6).NeighborSolicitation(to.ip6, w.me.mac)), 1))
+		if honest.routed {
+			continue
+		}
+		require.NoError(t, lab.Inject(me.ns, "eth0", padded(lab.ARP{SrcMAC: me.mac, DstMAC: to.mac, SenderMAC: me.mac, Sender: me.ip4, Target: to.ip4}.Frame()), 1))
+		require.NoError(t, lab.Inject(me.ns, "eth0", labelled(me.to(to, 6).NeighborSolicitation(to.ip6, me.mac)), 1))
 		require.True(t, seen[i].Wait(seen[i].seen+2, wait), "honest ARP and ND, capture %d", i)
 	}
 	w.believed(c)
@@ -155,14 +164,14 @@ func (w *wire) arp(reply bool, to station, change func(*lab.ARP)) []byte {
 	return padded(a.Frame())
 }
 
-// everywhere are packets with one source to the peer, the host and the world.
+// everywhere are packets with one source to the peer, the host, the world and another network.
 func (w *wire) everywhere(src netip.Addr) [][]byte {
 	family := 4
 	if src.Is6() {
 		family = 6
 	}
 	var list [][]byte
-	for _, p := range []lab.Packet{w.me.to(w.peer, family), w.me.to(w.gw, family), w.me.by(w.gw, w.x, family), w.me.by(w.gw, w.up, family)} {
+	for _, p := range []lab.Packet{w.me.to(w.peer, family), w.me.to(w.gw, family), w.me.by(w.gw, w.x, family), w.me.by(w.gw, w.up, family), w.me.by(w.gw, w.other, family)} {
 		p.Src = src
 		list = append(list, p.UDP(1000, 80, []byte(forgedText)), p.TCP(1000, 80, "S", 1, 0, []byte(forgedText)),
 			p.Echo(false, 1, 1, []byte(forgedText)), p.UDP(80, 8080, []byte(forgedText)))
@@ -244,7 +253,7 @@ var forgeries = []forgery{
 	{"mac", "SPOOFED_MAC", func(w *wire) (list [][]byte) {
 		for _, mac := range []net.HardwareAddr{nobodysMAC, w.peer.mac, w.gw.mac, w.up.mac, lab.Broadcast} {
 			for _, family := range ipVersions {
-				for _, p := range []lab.Packet{w.me.to(w.peer, family), w.me.to(w.gw, family), w.me.by(w.gw, w.x, family)} {
+				for _, p := range []lab.Packet{w.me.to(w.peer, family), w.me.to(w.gw, family), w.me.by(w.gw, w.x, family), w.me.by(w.gw, w.other, family)} {
 					p.SrcMAC = mac
 					list = append(list, p.UDP(1000, 80, []byte(forgedText)), p.TCP(1000, 80, "S", 1, 0, []byte(forgedText)))
 				}

@@ -166,27 +166,25 @@ type talk struct {
 	port uint16 // of the socket
 }
 
-// phase adds three sockets of the host's in each family, checks that between them they
-// sit on a published port, exchanges, and closes them.
+// phase adds three sockets of the host's in each family, or more until one sits on a published port,
+// exchanges, and closes them.
 func (d *crosstalk) phase(t *testing.T, name string, open func(*crosstalk, family)) {
 	t.Run(name, func(t *testing.T) {
 		sub := &crosstalk{cast: d.in(t), talks: d.talks}
-		before := len(sub.talks)
-		published := 0
 		for _, f := range families {
-			for range 3 {
+			published := 0
+			// Three ports are not published: of ten sockets to three destinations one has another.
+			for n := 0; n < 3 || n < 10 && published == 0 && !onDocker(); n++ {
 				open(sub, f)
+				if port := sub.talks[len(sub.talks)-1].port; port >= 40002 && port <= 40008 {
+					published++
+				}
 			}
-		}
-		for _, talk := range sub.talks[before:] {
-			if talk.port >= 40002 && talk.port <= 40008 {
-				published++
+			if onDocker() {
+				require.Zero(t, published, "the Engine holds published ports")
+			} else {
+				require.NotZero(t, published, "%s: the host's own sockets have no published port: nothing is shown", f.host)
 			}
-		}
-		if onDocker() {
-			require.Zero(t, published, "the Engine holds published ports")
-		} else {
-			require.GreaterOrEqual(t, published, 2, "the host's own sockets have no published port: nothing is shown")
 		}
 		sub.exchange(times(100_000, 2_000) / 3)
 	})

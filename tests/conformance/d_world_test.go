@@ -89,18 +89,26 @@ func TestD4(t *testing.T) {
 		{lab.ClientIPv6, lab.HostIPv6, plain.ip6, netip.MustParseAddr(lab.HostIPv6)},
 	} {
 		c.answers(plain.ns, at(d.to, 9000), "X", d.own.String())
-		c.pings(plain.ns, d.to)
 		c.answers(masked.ns, at(d.to, 9000), "X", d.by.String())
+		pings := lab.CaptureIn(t, c.Client, "eth0", lab.Matching(isEchoRequest))
+		c.pings(plain.ns, d.to)
+		c.pings(masked.ns, d.to)
+		require.True(t, pings.Wait(2, wait))
+		var sources []string
+		for _, f := range pings.Frames() {
+			sources = append(sources, lab.Decode(f).NetworkLayer().NetworkFlow().Src().String())
+		}
+		require.Equal(t, []string{d.own.String(), d.by.String()}, sources, "of the pings")
+		// The source port is the container's too.
+		for i, proto := range protos {
+			from := at(d.own, 45000+i)
+			reply, err := ask(plain.ns, proto, from, at(d.to, 9000), wait)
+			require.NoError(t, err, proto)
+			require.Equal(t, from, reply.Remote.String(), proto)
+		}
 		// From outside the container is reached no more than any other.
 		c.answers(c.Client, at(d.h, 8080), "plain", d.to)
 		c.dropped(c.Client, at(d.own, 80), at(d.h, 8080), "DIRECT_ACCESS")
-	}
-	// The source port is the container's too.
-	for i, proto := range protos {
-		from := at(plain.ip4, 45000+i)
-		reply, err := ask(plain.ns, proto, from, at(lab.ClientIPv4, 9000), wait)
-		require.NoError(t, err, proto)
-		require.Equal(t, from, reply.Remote.String(), proto)
 	}
 }
 

@@ -35,16 +35,27 @@ func TestG9(t *testing.T) {
 	onHost := c.Start(t, c.Host, line[0], line[1:]...)
 	proc := fmt.Sprintf("/proc/%d", onHost.Pid())
 	before := c.litter(c.Client)
-	refused := func(target string) {
+	refused := func(target string, words ...string) {
 		t.Helper()
-		c.refuses([]string{"attach", "--net", "n1", "-p", "8080:80", "guest", target})
+		c.refuses([]string{"attach", "--net", "n1", "-p", "8080:80", "guest", target}, words...)
 		require.Empty(t, difference(before, c.litter(c.Client)), target)
 	}
-	for _, path := range []string{in("file"), dir, in("fifo"), in("dangling"), in("loop"), in("none"), "/dev/null", proc + "/ns/mnt", proc + "/ns/user",
-		proc + "/ns/pid", proc + "/exe", proc + "/ns", c.NetnsPath, in("host"), proc + "/ns/net"} {
-		refused("netns:" + path)
+	const noNetns, hosts = "not a network namespace", "is the host's own network namespace"
+	for _, v := range []struct {
+		words string
+		paths []string
+	}{
+		{noNetns, []string{in("file"), dir, in("fifo"), "/dev/null", proc + "/ns/mnt", proc + "/ns/user", proc + "/ns/pid", proc + "/exe", proc + "/ns"}},
+		{"no such file or directory", []string{in("none"), in("dangling")}},
+		{"too many levels of symbolic links", []string{in("loop")}},
+		{hosts, []string{c.NetnsPath, in("host"), proc + "/ns/net"}},
+	} {
+		for _, path := range v.paths {
+			refused("netns:"+path, path+": "+v.words)
+		}
 	}
-	refused(fmt.Sprintf("pid:%d", onHost.Pid()))
+	refused(fmt.Sprintf("pid:%d", onHost.Pid()), hosts)
+	refused("pid:4194305", "no such process")
 	require.Equal(t, []string{"eth0", "lo"}, c.deviceNames(c.Client)) // X is no container
 
 	a, pathA := c.namespace("a")
@@ -83,7 +94,7 @@ func TestG9(t *testing.T) {
 		args := []string{"attach", "--net", "n1", "-p", "8080:80", "guest", "netns:" + swapped}
 		if r := c.bpfnet(args...); r.code != 0 {
 			refusals++
-			clear(t, r, args)
+			require.Regexp(t, swapped+": ("+noNetns+"|"+hosts+"|changed while it was attached)$", clear(t, r, args))
 		} else {
 			attached++
 			require.Equal(t, 3, len(c.deviceNames(a))+len(c.deviceNames(b)), "round %d: one of the two has a cable", i)

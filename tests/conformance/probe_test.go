@@ -67,6 +67,12 @@ func (p *probeProcess) do(args []string) (string, error) {
 		}
 		delete(p.sockets, key)
 		return "", unix.Close(fd)
+	case args[0] == "hangup" && len(args) == 3: // NETWORK ADDR: takes a connection, and ends it
+		conn, _, err := unix.Accept(p.sockets[args[1]+" "+args[2]])
+		if err != nil {
+			return "", err
+		}
+		return "", unix.Close(conn)
 	case args[0] == "churn" && len(args) == 3: // NETWORK N: binds any port N times
 		n, _ := strconv.Atoi(args[2])
 		for range n {
@@ -294,6 +300,13 @@ func (p *probe) holds(network, address string) {
 func (p *probe) closes(network, address string) {
 	p.t.Helper()
 	_, err := p.do("close %s %s", network, address)
+	require.NoError(p.t, err)
+}
+
+// hangsUp has it take a connection to a socket that it holds, and end it.
+func (p *probe) hangsUp(network, address string) {
+	p.t.Helper()
+	_, err := p.do("hangup %s %s", network, address)
 	require.NoError(p.t, err)
 }
 
