@@ -294,7 +294,7 @@ __noinline int from_endpoint_slow(struct __sk_buff *skb)
 	if (p->kind == PACKET_ARP)
 		return guard_arp(skb, s, e);
 	if (!p->family)
-		return drop(skb, REASON_UNSUPPORTED);
+		return drop(skb, n->flags & NETWORK_ICC ? REASON_UNSUPPORTED : REASON_ICC_DENIED);
 	err = guard_source(p, e);
 	if (err)
 		return drop(skb, err);

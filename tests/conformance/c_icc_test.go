@@ -186,10 +186,10 @@ var peerFrames = []peerFrame{
 	{name: "link-local", open: true, is: carriesText, frame: func(f, to station) []byte {
 		return lab.Packet{SrcMAC: f.mac, DstMAC: to.mac, Src: f.local, Dst: to.local}.UDP(1000, 99, []byte(peerText))
 	}},
-	{name: "ethernet", is: carriesText, reason: "UNSUPPORTED", frame: func(f, to station) []byte {
+	{name: "ethernet", is: carriesText, frame: func(f, to station) []byte {
 		return lab.Frame(&layers.Ethernet{SrcMAC: f.mac, DstMAC: to.mac, EthernetType: ownEthertype}, gopacket.Payload(peerText))
 	}},
-	{name: "ethernet broadcast", is: carriesText, reason: "UNSUPPORTED", frame: func(f, to station) []byte {
+	{name: "ethernet broadcast", is: carriesText, frame: func(f, to station) []byte {
 		return lab.Frame(&layers.Ethernet{SrcMAC: f.mac, DstMAC: lab.Broadcast, EthernetType: ownEthertype}, gopacket.Payload(peerText))
 	}},
 	{name: "vlan", is: carriesText, reason: "UNSUPPORTED", frame: func(f, to station) []byte {

@@ -131,7 +131,8 @@ func TestFromEndpointICCOff(t *testing.T) {
 		}
 		w.utter(epO, fragment(opening(o, q, udp).frame(), 64, false), parked())
 		w.sub("raw Ethernet", func(w *world) {
-			w.utter(epO, ether(q.mac, o.mac, 0x88b5), refused(loader.BPFReasonREASON_UNSUPPORTED))
+			w.utter(epO, ether(q.mac, o.mac, 0x88b5), denied)
+			w.utter(epP, ether(f.s.mac, f.p.mac, 0x88b5), refused(loader.BPFReasonREASON_UNSUPPORTED))
 		})
 		established, half := w.tables()
 		require.Zero(w.t, established+half, "flows made")

@@ -46,6 +46,8 @@ func (w *work) fromEndpoint() Verdict {
 		return w.drop(reason)
 	case p.kind == arpKind:
 		return w.guardARP(e)
+	case !p.ip && !n.ICC:
+		return w.drop(iccDenied)
 	case !p.ip:
 		return w.drop(unsupported)
 	}
