@@ -105,14 +105,19 @@ func (c *cast) talk(what string, pause time.Duration, question func(i int64) err
 // more waits until n more questions have been answered.
 func (k *dialogue) more(n int64) {
 	k.t.Helper()
-	want := k.answered.Load() + n
-	for limit := time.After(time.Duration(n)*time.Second + 2*wait); k.answered.Load() < want; {
+	k.reaches(k.answered.Load()+n, time.Duration(n)*time.Second+2*wait)
+}
+
+// reaches waits until so many have been answered.
+func (k *dialogue) reaches(want int64, limit time.Duration) {
+	k.t.Helper()
+	for late := time.After(limit); k.answered.Load() < want; {
 		tick := time.NewTimer(talkPace)
 		select {
 		case <-k.done:
 			require.NoError(k.t, k.err)
 			require.Fail(k.t, k.what+": ended")
-		case <-limit:
+		case <-late:
 			require.Fail(k.t, k.what+": too slow", "%d of %d", k.answered.Load(), want)
 		case <-tick.C:
 		}
@@ -132,9 +137,14 @@ func (k *dialogue) end() error {
 
 // unharmed requires that every one of the talks still goes on and lost nothing.
 func unharmed(talks ...*dialogue) {
-	for _, k := range talks {
+	const more = 3
+	want := make([]int64, len(talks)) // of all at once: they talk side by side
+	for i, k := range talks {
+		want[i] = k.answered.Load() + more
+	}
+	for i, k := range talks {
 		k.t.Helper()
-		k.more(3)
+		k.reaches(want[i], more*time.Second+2*wait)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,12 +20,14 @@ import (
 	"github.com/bpfnet/bpfnet/tests/lab"
 )
 
-// killable is a command that is killed at its work, and what takes it back.
+// killable is a command that is killed at its work.
 type killable struct {
-	name string
-	prep []string
-	args []string
-	undo []string
+	name    string
+	prep    [][]string // what it needs before
+	harm    func()     // what it has to mend
+	args    []string
+	undo    [][]string // what takes all back
+	between [][]string // what makes the state that it has in its middle, if it may stay there
 }
 
 // G3: a command killed at any step: `reconcile`, or the next command, leaves what was before it
@@ -36,75 +39,104 @@ func TestG3(t *testing.T) {
 	c.network("n2", 2, true)
 	s := c.container("srv", "n1", publish("8080:80", "8080:80/udp"))
 	c.serve(s, 80)
+	c.container("cli", "n1")
 	ns, path := c.namespace("guest")
-	attach := []string{"attach", "--net", "n1", "-p", "8081:80", "-p", "7000-7019:7000-7019/udp", "guest", "netns:" + path}
+	line := func(text string) []string { return strings.Fields(text) }
+	lines := func(list ...string) (all [][]string) {
+		for _, l := range list {
+			all = append(all, line(l))
+		}
+		return all
+	}
+	attach := line("attach --net n1 -p 8081:80 -p 7000-7019:7000-7019/udp guest netns:" + path)
 	run := func(flags ...string) []string {
-		line := append([]string{"run", "-d", "--name", "job", "--net", "n1", "-p", "8082:80"}, flags...)
-		return append(append(line, "--"), lab.Self("hold")...)
+		line := append(append(line("run -d --name job --net n1 -p 8082:80"), flags...), "--")
+		return append(line, lab.Self("hold")...)
 	}
+	const (
+		create  = "network create --ipv6 --subnet 10.9.0.0/24 --subnet fd00:9::/64 n9"
+		publish = "publish srv 9000-9099:9000-9099 127.0.0.1:99:99/udp"
+		connect = "network connect n2 srv"
+		link    = "link cli srv:db"
+	)
+	stopped := [][]string{run(), line("stop -t 0 job")}
 	ops := []killable{
-		{name: "attach", args: attach, undo: []string{"rm", "guest"}},
-		{name: "rm", prep: attach, args: []string{"rm", "guest"}},
-		{name: "publish", args: []string{"publish", "srv", "9000-9099:9000-9099", "127.0.0.1:99:99/udp"}, undo: []string{"unpublish", "srv", "9000-9099:9000-9099", "127.0.0.1:99:99/udp"}},
-		{name: "network create", args: []string{"network", "create", "--ipv6", "--subnet", "10.9.0.0/24", "--subnet", "fd00:9::/64", "n9"}, undo: []string{"network", "rm", "n9"}},
-		{name: "network connect", args: []string{"network", "connect", "n2", "srv"}, undo: []string{"network", "disconnect", "n2", "srv"}},
-		{name: "run", args: run(), undo: []string{"rm", "-f", "job"}},
-		{name: "run --rm", args: run("--rm"), undo: []string{"rm", "-f", "job"}},
+		{name: "attach", args: attach, undo: lines("rm guest")},
+		{name: "rm", prep: [][]string{attach}, args: line("rm guest")},
+		{name: "publish", args: line(publish), undo: lines("un" + publish)},
+		{name: "unpublish", prep: lines(publish), args: line("un" + publish)},
+		{name: "network create", args: line(create), undo: lines("network rm n9")},
+		{name: "network rm", prep: lines(create), args: line("network rm n9")},
+		{name: "network connect", args: line(connect), undo: lines("network disconnect n2 srv")},
+		{name: "network disconnect", prep: lines(connect), args: line("network disconnect n2 srv")},
+		{name: "link", args: line(link), undo: lines("unlink cli srv")},
+		{name: "unlink", prep: lines(link), args: line("unlink cli srv")},
+		{name: "run", args: run(), undo: lines("rm -f job"), between: stopped},
+		{name: "run --rm", args: run("--rm"), undo: lines("rm -f job")},
+		{name: "stop", prep: [][]string{run()}, args: line("stop -t 0 job"), undo: lines("rm job")},
+		{name: "start", prep: stopped, args: line("start job"), undo: lines("rm -f job")},
+		{name: "restart", prep: [][]string{run()}, args: line("restart -t 0 job"), undo: lines("rm -f job"), between: stopped},
+		{name: "init", args: line("init --icc=false --ip-masq=false"), undo: lines("init --icc=true --ip-masq=true")},
+		{name: "reconcile", harm: func() {
+			c.run(c.Host, "ip link delete "+c.gateway("n1").dev)
+		}, args: line("reconcile")},
 	}
-	c.must(run()...) // makes the directories that stay
-	c.must("rm", "-f", "job")
+	all := func(list [][]string) {
+		for _, l := range list {
+			c.must(l...)
+		}
+	}
+	all([][]string{run("--net", "bridge"), line("rm -f job")}) // makes the directories that stay, and the default network
 	base := c.litter(ns)
-	points := times(200, 15)
 	type clean struct {
-		before, after []string
-		took          time.Duration
+		before, after, between []string
+		took                   time.Duration
 	}
 	cleans := make([]clean, len(ops))
 	for i, op := range ops {
 		var k clean
-		if op.prep != nil {
-			c.must(op.prep...)
+		if op.between != nil {
+			all(op.between)
+			k.between = c.litter(ns)
+			all(op.undo)
+		}
+		all(op.prep)
+		if op.harm != nil {
+			op.harm()
 		}
 		k.before = c.litter(ns)
 		start := time.Now()
 		c.must(op.args...)
 		k.took = time.Since(start)
 		k.after = c.litter(ns)
-		require.NotEmpty(t, difference(k.before, k.after), op.name)
-		if op.undo != nil {
-			c.must(op.undo...)
+		if op.name != "restart" {
+			require.NotEmpty(t, difference(k.before, k.after), op.name)
 		}
+		all(op.undo)
 		require.Empty(t, difference(base, c.litter(ns)), "%s and back", op.name)
 		cleans[i] = k
 	}
 	counts := make(map[string]int)
-	for i := range points {
+	rounds := times(30, 1)
+	for i := range rounds * len(ops) {
 		op, k := ops[i%len(ops)], cleans[i%len(ops)]
-		round, rounds := i/len(ops), (points+len(ops)-1)/len(ops)
+		round := i / len(ops)
 		// The points are spread over the time that the command takes, none at its very start.
 		delay := k.took * time.Duration(2*round+1) / time.Duration(2*rounds)
 		what := fmt.Sprintf("%s killed after %v of %v", op.name, delay, k.took)
-		if op.prep != nil {
-			c.must(op.prep...)
+		all(op.prep)
+		if op.harm != nil {
+			op.harm()
 		}
 		c.killAfter(c.start(op.args...), delay)
 		next := []string{"reconcile"}
-		if round%2 == 1 {
+		if i%2 == 1 && op.name != "stop" { // which only looks, once the command has ended
 			next = op.args
 		}
 		r := c.bpfnet(next...)
-		require.True(t, r.code == 0 || round%2 == 1, "%s: %s: %s", what, next[0], r.err)
+		require.True(t, r.code == 0 || i%2 == 1, "%s: %s: %s", what, next[0], r.err)
 		state := c.litter(ns)
-		// A container that never began keeps its record, as `run` without --rm keeps every one.
-		if op.name == "run" && slices.ContainsFunc(state, func(l string) bool { return strings.HasPrefix(l, "container job ") && strings.Contains(l, " exited ") }) {
-			c.must("rm", "job")
-			require.Empty(t, difference(k.before, c.litter(ns)), "%s: %s, rm", what, next[0])
-			c.must(op.args...)
-			state = c.litter(ns)
-			counts["ended"]++
-		}
-		back := difference(k.before, state)
-		on := difference(unsupervised(k.after), unsupervised(state))
+		back, on := difference(unsupervised(k.before), unrecorded(state)), difference(unsupervised(k.after), unsupervised(state))
 		switch {
 		case len(back) == 0:
 			counts["as before"]++
@@ -114,19 +146,78 @@ func TestG3(t *testing.T) {
 		case len(on) == 0:
 			counts["as after"]++
 			require.Empty(t, strings.TrimSpace(c.must("reconcile")), what)
+		case op.between != nil && len(difference(unsupervised(k.between), unrecorded(state))) == 0:
+			counts["between"]++
+			require.Empty(t, strings.TrimSpace(c.must("reconcile")), what)
 		default:
 			require.Fail(t, "litter", "%s: after %s (%s)\nto before: %s\nto after: %s", what, next[0], r.err,
 				strings.Join(back, "\n"), strings.Join(on, "\n"))
 		}
-		if op.undo != nil {
-			c.must(op.undo...)
-		}
+		all(op.undo)
 		require.Empty(t, difference(base, c.litter(ns)), "%s and back", what)
 		c.answers(c.Client, at(lab.HostIPv4, 8080), "srv", lab.ClientIPv4)
 	}
-	t.Logf("%d points: %v", points, counts)
+	t.Logf("%d points: %v", rounds*len(ops), counts)
 	require.NotZero(t, counts["as before"])
-	require.NotZero(t, counts["as after"]+counts["ended"])
+	require.NotZero(t, counts["as after"]+counts["between"])
+}
+
+// G3, uninstall: killed at any step, it leaves after `reconcile` what was before it or a host that is set up
+// anew, and the next uninstall leaves nothing.
+func TestG3Uninstall(t *testing.T) {
+	parallel(t)
+	c := newCast(t)
+	ns, path := c.namespace("guest")
+	guest := &actor{name: "guest", ns: ns}
+	c.serve(guest, 80)
+	uninstall := []string{"uninstall", "-t", "0"}
+	c.must(uninstall...)
+	c.must("init")
+	fresh := c.litter(ns)
+	points := times(50, 3)
+	var before, stopped []string
+	var took time.Duration
+	counts := make(map[string]int)
+	for i := range points + 1 {
+		c.network("n1", 1, true)
+		c.must("attach", "--net", "n1", "-p", "8080:80", "-p", "8080:80/udp", "guest", "netns:"+path)
+		c.must(append([]string{"run", "-d", "--name", "job", "--net", "n1", "-p", "8081:81", "--"}, lab.Self("hold")...)...)
+		if i == 0 {
+			before = c.litter(ns)
+			c.must("stop", "-t", "0", "job")
+			stopped = c.litter(ns)
+			c.must("start", "job")
+			start := time.Now()
+			c.must(uninstall...)
+			took = time.Since(start)
+		} else {
+			delay := took * time.Duration(2*i-1) / time.Duration(2*points)
+			what := fmt.Sprintf("killed after %v of %v", delay, took)
+			c.killAfter(c.start(uninstall...), delay)
+			if i%2 == 1 {
+				c.must("reconcile")
+				state := unrecorded(c.litter(ns))
+				switch {
+				case len(difference(unrecorded(fresh), state)) == 0:
+					counts["gone"]++
+				case len(difference(unsupervised(before), state)) == 0, len(difference(unsupervised(stopped), state)) == 0:
+					counts["there"]++
+					c.answers(c.Client, at(lab.HostIPv4, 8080), "guest", lab.ClientIPv4)
+					c.answers(c.Client, at(lab.HostIPv6, 8080), "guest", lab.ClientIPv6)
+				default:
+					require.Fail(t, "litter", "%s\nto before: %s\nto fresh: %s", what,
+						strings.Join(difference(unsupervised(before), state), "\n"), strings.Join(difference(unrecorded(fresh), state), "\n"))
+				}
+				require.Empty(t, strings.TrimSpace(c.must("reconcile")), what)
+			}
+			c.must(uninstall...)
+			require.NoDirExists(t, c.Root, what)
+			require.Empty(t, c.Leftovers(t), what)
+		}
+		c.must("init")
+		require.Empty(t, difference(fresh, c.litter(ns)))
+	}
+	t.Logf("%d points: %v", points, counts)
 }
 
 // killAfter ends with SIGKILL all processes of the program that a command has begun.
@@ -189,7 +280,19 @@ func running(pid int) bool {
 	return err == nil && !strings.HasPrefix(strings.TrimSpace(state), "Z")
 }
 
-// unsupervised is without the processes that were killed.
+// unsupervised is without the processes that were killed, and without what they would have recorded.
 func unsupervised(list []string) []string {
-	return slices.DeleteFunc(slices.Clone(list), func(l string) bool { return strings.HasPrefix(l, "process ") })
+	return unrecorded(slices.DeleteFunc(slices.Clone(list), func(l string) bool { return strings.HasPrefix(l, "process ") }))
 }
+
+// unrecorded is without exit statuses and logs: who would have written them was killed.
+func unrecorded(list []string) (rest []string) {
+	for _, l := range list {
+		if !strings.HasSuffix(l, "/log") {
+			rest = append(rest, exitStatus.ReplaceAllString(l, ""))
+		}
+	}
+	return rest
+}
+
+var exitStatus = regexp.MustCompile(` exit=\d+`)

@@ -361,8 +361,12 @@ func (inv *inventory) files() {
 	}
 }
 
-// pin replaces the index and the namespace's cookie in the name of an attachment's pin.
+// programSet is a directory of programs, whose name has a random number.
+var programSet = regexp.MustCompile(`^(programs/[0-9a-f]{16})-[0-9a-f]{8}`)
+
+// pin replaces the index and the namespace's cookie in the name of an attachment's pin, and that number.
 func (inv *inventory) pin(path string) string {
+	path = programSet.ReplaceAllString(path, "$1-number")
 	parts := strings.Split(path, "-")
 	if strings.HasPrefix(path, "links/") && len(parts) == 3 {
 		if index, err := strconv.Atoi(parts[1]); err == nil {

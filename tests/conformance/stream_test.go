@@ -122,3 +122,15 @@ func (k *stream) unanswered() {
 	defer k.mu.Unlock()
 	require.Empty(k.t, k.got, k.what)
 }
+
+// unheard requires that a server answered none so far.
+func (k *stream) unheard(server string) {
+	k.t.Helper()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i, who := range k.got {
+		if who == server {
+			require.Fail(k.t, k.what, "%s answered number %d", server, i)
+		}
+	}
+}
