@@ -3,9 +3,16 @@
 package conformance
 
 import (
+	"bufio"
+	"fmt"
+	"net"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/control/netns"
@@ -29,19 +36,18 @@ func (c *cast) streams(port int, containers ...*actor) (list []*stream) {
 func TestE10(t *testing.T) {
 	c, s, p, o := ownCast(t)
 	streams := c.streams(8090, s, p, o)
-	// A client that is not told that the port is closed sends its SYN again.
-	var syns []<-chan error
-	for _, ns := range []*netns.NS{c.Client, p.ns, o.ns} {
-		deaf(c, ns)
-		for _, to := range []string{lab.HostIPv4, lab.HostIPv6} {
-			lost := lab.CaptureIn(t, ns, "eth0", func(f []byte) bool { return resetFrom(f, 8090) })
-			done := make(chan error, 1)
-			go func() {
-				_, err := ask(ns, "tcp", "", at(to, 8090), 2*wait)
-				done <- err
-			}()
-			syns = append(syns, done)
-			require.True(t, lost.Wait(1, wait), "a SYN was refused")
+	var retries []*retry
+	for _, from := range []struct {
+		ns  *netns.NS
+		dev string
+		to  []string
+	}{
+		{c.Client, "eth0", nil}, {s.ns, "eth0", nil}, {p.ns, "eth0", nil}, {o.ns, "eth0", nil},
+		{c.Host, "lo", []string{"127.0.0.1", "::1"}},
+	} {
+		deaf(c, from.ns)
+		for _, to := range append(from.to, lab.HostIPv4, lab.HostIPv6) {
+			retries = append(retries, c.retrying(from.ns, from.dev, detour(at(to, 8090))))
 		}
 	}
 	for _, k := range streams {
@@ -50,12 +56,72 @@ func TestE10(t *testing.T) {
 	}
 	_, err := c.m.Publish("srv", "8090:80", "8090:80/udp")
 	require.NoError(t, err)
-	for _, k := range streams {
-		k.answered(k.next(), 50, "srv")
+	before := make([]int, len(retries))
+	for i, k := range retries {
+		before[i] = k.syns()
 	}
-	for _, done := range syns {
-		require.NoError(t, <-done)
+	nextAnswered(streams, 50, "srv")
+	for i, k := range retries {
+		require.NoError(t, <-k.done, k.what)
+		n := k.syns()
+		require.Greater(t, n, 1, "%s: the first one was refused", k.what)
+		require.LessOrEqual(t, n, before[i]+1, "%s: the next SYN is answered", k.what)
+		k.answered("srv")
 	}
+}
+
+// retry is a client that is not told that the port is closed: it sends its SYN again.
+type retry struct {
+	t    testing.TB
+	what string
+	raw  syscall.RawConn
+	conn net.Conn // once it is done
+	done chan error
+}
+
+// retrying starts one, whose first SYN is refused.
+func (c *cast) retrying(ns *netns.NS, dev, to string) *retry {
+	c.t.Helper()
+	refused := lab.CaptureIn(c.t, ns, dev, func(f []byte) bool { return resetFrom(f, 8090) })
+	k := &retry{t: c.t, what: fmt.Sprintf("from %s to %s", ns, to), done: make(chan error, 1)}
+	open := make(chan struct{})
+	d := net.Dialer{Timeout: 2 * wait, Control: func(_, _ string, raw syscall.RawConn) error {
+		k.raw = raw
+		close(open)
+		return nil
+	}}
+	d.SetMultipathTCP(false)
+	go func() {
+		k.done <- ns.Do(func() (err error) {
+			k.conn, err = d.Dial("tcp", to)
+			return err
+		})
+	}()
+	<-open
+	require.True(c.t, refused.Wait(1, wait), "%s: a SYN was refused", k.what)
+	return k
+}
+
+// answered requires that it has reached a server.
+func (k *retry) answered(server string) {
+	k.t.Helper()
+	defer k.conn.Close()
+	require.NoError(k.t, k.conn.SetDeadline(time.Now().Add(wait)))
+	_, err := fmt.Fprintln(k.conn, k.what)
+	require.NoError(k.t, err)
+	line, err := bufio.NewReader(k.conn).ReadString('\n')
+	require.NoError(k.t, heard(strings.TrimSuffix(line, "\n"), err, server, k.what))
+}
+
+// syns is how many it has sent.
+func (k *retry) syns() (n int) {
+	k.t.Helper()
+	require.NoError(k.t, k.raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		require.NoError(k.t, err)
+		n = 1 + int(info.Total_retrans)
+	}))
+	return n
 }
 
 // deaf makes a namespace not hear that a port of H's is closed.
@@ -76,13 +142,12 @@ func resetFrom(f []byte, port int) bool {
 }
 
 // E11: a container goes and comes again with a new address, or with the old one in a new
-// namespace, while UDP clients keep sending: the next packet reaches the new one.
+// namespace, or is stopped, started and restarted, while UDP clients keep sending: the next packet
+// reaches the new one, and none reaches who has its address now.
 func TestE11(t *testing.T) {
 	c, _, p, o := ownCast(t)
 	streams := c.streams(8080, p, o)
-	for _, k := range streams {
-		k.answered(k.next(), 20, "srv")
-	}
+	nextAnswered(streams, 20, "srv")
 	old := c.station(&actor{name: "srv"}, "n1")
 	for round, name := range []string{"new address", "old address"} {
 		ns, path := c.AddNetns(t, name)
@@ -100,10 +165,37 @@ func TestE11(t *testing.T) {
 		}
 		_, err := c.m.CreateContainer(opts)
 		require.NoError(t, err)
-		for _, k := range streams {
-			k.answered(k.next(), 50, name)
-		}
+		nextAnswered(streams, 50, name)
 		c.answers(c.Client, at(lab.HostIPv4, 8080), name, lab.ClientIPv4)
 		c.answers(c.Client, at(lab.HostIPv6, 8080), name, lab.ClientIPv6)
+	}
+
+	// Its command stops and starts: its address is somebody else's by then, who answers on the same port.
+	require.NoError(t, c.m.RemoveContainer("srv"))
+	c.must(append([]string{"run", "-d", "--name", "srv", "--net", "n1", "-p", "8080:80", "-p", "8080:80/udp", "--"}, lab.Self("serve", "again", ":80")...)...)
+	serves := func(times int) {
+		t.Helper()
+		eventually(t, "srv serves", func() bool { return strings.Count(c.must("logs", "srv"), "serving") == times })
+		nextAnswered(streams, 50, "again")
+		c.answers(c.Client, at(lab.HostIPv4, 8080), "again", lab.ClientIPv4)
+		c.answers(c.Client, at(lab.HostIPv6, 8080), "again", lab.ClientIPv6)
+	}
+	serves(1)
+	was := c.station(&actor{name: "srv"}, "n1")
+	c.must("stop", "-t", "0", "srv")
+	heir := c.container("heir", "n1", func(o *control.ContainerOptions) { o.Endpoint.IPv4, o.Endpoint.IPv6 = was.ip4, was.ip6 })
+	c.serve(heir, 80)
+	for _, k := range streams {
+		k.flows(5)
+	}
+	c.must("start", "srv")
+	is := c.station(&actor{name: "srv"}, "n1")
+	require.NotEqual(t, was.ip4, is.ip4)
+	require.NotEqual(t, was.ip6, is.ip6)
+	serves(2)
+	c.must("restart", "-t", "0", "srv")
+	serves(3)
+	for _, k := range streams {
+		k.unheard("heir")
 	}
 }
