@@ -134,7 +134,7 @@ var All = []Row{
 	{"E1", "ICMP errors about translated flows", both, withICMP, ""},
 	{"E2", "path MTU, in every direction", both, tcpUDP, ""},
 	{"E3", "fragments in any order", both, "UDP", ""},
-	{"E4", "GSO and checksum offload, on and off", both, "TCP", ""},
+	{"E4", "GSO and checksum offload, on and off", both, tcpUDP, ""},
 	{"E5", "IP options and extension headers: parsed or dropped by rule", both, tcpUDP, ""},
 	{"E6", "1,000,000 mutated packets per program against a model", both, "all", ""},
 	{"E7", "traceroute shows the hops", both, "UDP, ICMP", ""},
