@@ -60,9 +60,7 @@ func TestE10(t *testing.T) {
 	for i, k := range retries {
 		before[i] = k.syns()
 	}
-	for _, k := range streams {
-		k.answered(k.next(), 50, "srv")
-	}
+	nextAnswered(streams, 50, "srv")
 	for i, k := range retries {
 		require.NoError(t, <-k.done, k.what)
 		n := k.syns()
@@ -149,9 +147,7 @@ func resetFrom(f []byte, port int) bool {
 func TestE11(t *testing.T) {
 	c, _, p, o := ownCast(t)
 	streams := c.streams(8080, p, o)
-	for _, k := range streams {
-		k.answered(k.next(), 20, "srv")
-	}
+	nextAnswered(streams, 20, "srv")
 	old := c.station(&actor{name: "srv"}, "n1")
 	for round, name := range []string{"new address", "old address"} {
 		ns, path := c.AddNetns(t, name)
@@ -169,9 +165,7 @@ func TestE11(t *testing.T) {
 		}
 		_, err := c.m.CreateContainer(opts)
 		require.NoError(t, err)
-		for _, k := range streams {
-			k.answered(k.next(), 50, name)
-		}
+		nextAnswered(streams, 50, name)
 		c.answers(c.Client, at(lab.HostIPv4, 8080), name, lab.ClientIPv4)
 		c.answers(c.Client, at(lab.HostIPv6, 8080), name, lab.ClientIPv6)
 	}
@@ -182,9 +176,7 @@ func TestE11(t *testing.T) {
 	serves := func(times int) {
 		t.Helper()
 		eventually(t, "srv serves", func() bool { return strings.Count(c.must("logs", "srv"), "serving") == times })
-		for _, k := range streams {
-			k.answered(k.next(), 50, "again")
-		}
+		nextAnswered(streams, 50, "again")
 		c.answers(c.Client, at(lab.HostIPv4, 8080), "again", lab.ClientIPv4)
 		c.answers(c.Client, at(lab.HostIPv6, 8080), "again", lab.ClientIPv6)
 	}

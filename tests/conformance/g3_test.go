@@ -72,13 +72,15 @@ func TestG3(t *testing.T) {
 		{name: "link", args: line(link), undo: lines("unlink cli srv")},
 		{name: "unlink", prep: lines(link), args: line("unlink cli srv")},
 		{name: "run", args: run(), undo: lines("rm -f job"), between: stopped},
-		{name: "run --rm", args: run("--rm"), undo: lines("rm -f job")},
 		{name: "stop", prep: [][]string{run()}, args: line("stop -t 0 job"), undo: lines("rm job")},
+		{name: "run --rm", args: run("--rm"), undo: lines("rm -f job")},
 		{name: "start", prep: stopped, args: line("start job"), undo: lines("rm -f job")},
 		{name: "restart", prep: [][]string{run()}, args: line("restart -t 0 job"), undo: lines("rm -f job"), between: stopped},
 		{name: "init", args: line("init --icc=false --ip-masq=false"), undo: lines("init --icc=true --ip-masq=true")},
 		{name: "reconcile", harm: func() {
-			c.run(c.Host, "ip link delete "+c.gateway("n1").dev)
+			for _, device := range []string{c.gateway("n1").dev, c.hostDevice(s)} {
+				c.run(c.Host, "ip link delete "+device)
+			}
 		}, args: line("reconcile")},
 	}
 	all := func(list [][]string) {
@@ -130,7 +132,7 @@ func TestG3(t *testing.T) {
 		}
 		c.killAfter(c.start(op.args...), delay)
 		next := []string{"reconcile"}
-		if i%2 == 1 && op.name != "stop" { // which only looks, once the command has ended
+		if i%2 == 1 {
 			next = op.args
 		}
 		r := c.bpfnet(next...)

@@ -115,6 +115,18 @@ func (k *stream) answered(first, n int64, server string) {
 	require.Empty(k.t, missing(), "%s: from %d on not answered by %s", k.what, first, server)
 }
 
+// nextAnswered requires that server answers each of the next n datagrams of every stream.
+func nextAnswered(streams []*stream, n int64, server string) {
+	first := make([]int64, len(streams))
+	for i, k := range streams {
+		first[i] = k.next()
+	}
+	for i, k := range streams {
+		k.t.Helper()
+		k.answered(first[i], n, server)
+	}
+}
+
 // unanswered requires that nobody answered any so far.
 func (k *stream) unanswered() {
 	k.t.Helper()
