@@ -245,8 +245,16 @@ func (o *op) cable(c *Container, n *Network, ep *Endpoint, cont *netns.NS) error
 		ep.HostIndex = hostIndex
 		return o.tellEndpoint(n, ep)
 	}
+	if err := o.note(noteCable + ep.HostIf); err != nil {
+		return err
+	}
 	if _, err := link.CreateVeth(ns, cont, v); err != nil {
 		return err
+	}
+	if v.Routes {
+		if err := o.note(noteLaid + ep.HostIf); err != nil {
+			return err
+		}
 	}
 	o.did("container %s: %s on network %s, %s", c.Name, ep.IfName, n.Name, addrList(ep))
 	return o.setNeighbors(n, ep)

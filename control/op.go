@@ -44,6 +44,7 @@ type op struct {
 	devices []netlink.Link
 	addrs   map[netip.Addr]bool
 	binds   map[string]netip.Addr // default binding addresses by network
+	half    map[string]bool       // see halfLaid
 
 	newHost  bool // reconcile after a boot, or in a new namespace
 	problems []string
@@ -246,7 +247,7 @@ func (m *Manager) markClean() error {
 	return nil
 }
 
-// note adds a line to the mark: something of a name that does not show that it is ours.
+// note adds a line to the mark: what a kill would leave that does not show by itself.
 func (o *op) note(line string) error {
 	f, err := os.OpenFile(o.m.dirtyPath(), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
@@ -267,6 +268,28 @@ func (m *Manager) notes() map[string]bool {
 		lines[strings.TrimSpace(line)] = true
 	}
 	return lines
+}
+
+// Lines of the mark about a cable by its host end: it is being laid, and has everything.
+const (
+	noteCable = "cable "
+	noteLaid  = "laid "
+)
+
+// halfLaid says whether who laid a cable was killed on the way.
+func (o *op) halfLaid(hostIf string) bool {
+	if o.half == nil {
+		o.half = make(map[string]bool)
+		raw, _ := os.ReadFile(o.m.dirtyPath())
+		for line := range strings.Lines(string(raw)) {
+			if name, ok := strings.CutPrefix(line, noteCable); ok {
+				o.half[strings.TrimSpace(name)] = true
+			} else if name, ok := strings.CutPrefix(line, noteLaid); ok {
+				delete(o.half, strings.TrimSpace(name))
+			}
+		}
+	}
+	return o.half[hostIf]
 }
 
 // ignore drops an error of one kind.

@@ -22,6 +22,14 @@ func (o *op) reap(id string) (bool, error) {
 	return true, o.finishUnseen(c)
 }
 
+// Settle records the end of a container's command of which nobody has told.
+func (m *Manager) Settle(id string) error {
+	return m.change(notFound("No such container: %s", id), func(o *op) error {
+		_, err := o.reap(id)
+		return err
+	})
+}
+
 // finishUnseen finishes a container of whose end nobody has told.
 func (o *op) finishUnseen(c *Container) error {
 	if !c.Attached {

@@ -204,7 +204,7 @@ func (o *op) repairContainer(c *Container) error {
 		return err
 	}
 	defer ns.Close()
-	cabled := false
+	var cabled []string
 	for _, ep := range endpointsOf(c) {
 		if ep.Slot == 0 {
 			continue
@@ -217,10 +217,17 @@ func (o *op) repairContainer(c *Container) error {
 		if err != nil {
 			return fmt.Errorf("network %s: %w", n.Name, err)
 		}
-		cabled = cabled || anew
+		if anew {
+			cabled = append(cabled, ep.HostIf)
+		}
 	}
-	if cabled {
+	if len(cabled) > 0 {
 		if err := o.setRoutes(c, ns); err != nil {
+			return err
+		}
+	}
+	for _, hostIf := range cabled {
+		if err := o.note(noteLaid + hostIf); err != nil {
 			return err
 		}
 	}
@@ -232,6 +239,16 @@ func (o *op) repairEndpoint(c *Container, n *Network, ep *Endpoint, ns *netns.NS
 	dev, err := o.device(ep.HostIf)
 	if err != nil {
 		return false, err
+	}
+	if dev != nil && o.halfLaid(ep.HostIf) {
+		host, err := o.hostNetns()
+		if err != nil {
+			return false, err
+		}
+		if err := link.DeleteVeth(host, ep.HostIf); err != nil {
+			return false, err
+		}
+		dev = nil
 	}
 	if dev == nil {
 		return true, o.cable(c, n, ep, ns)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/bpfnet/bpfnet/control"
 	"github.com/bpfnet/bpfnet/control/process"
@@ -179,29 +180,32 @@ func stop(m *control.Manager, c *control.Container, grace time.Duration) error {
 		return notOurs(c.Name)
 	}
 	if c.State != control.StateRunning {
-		return nil
+		return m.Settle(c.ID)
 	}
 	h, err := process.Open(c.PID, c.PIDStart)
-	if errors.Is(err, os.ErrProcessDone) {
-		return finish(m, c.ID, c.PID, 0)
-	}
-	if err != nil {
+	over := errors.Is(err, os.ErrProcessDone)
+	if err != nil && !over {
 		return fmt.Errorf("%s: %w", c.Name, err)
 	}
-	defer h.Close()
 	// Its own record has the real exit code: it goes first, if it is still there.
 	supervisor, err := process.Open(c.Supervisor, c.SupStart)
 	if err == nil {
 		defer supervisor.Close()
 	}
-	sent, err := h.Stop(grace)
-	if err != nil {
-		return fmt.Errorf("%s: %w", c.Name, err)
+	var sent unix.Signal
+	if !over {
+		defer h.Close()
+		if sent, err = h.Stop(grace); err != nil {
+			return fmt.Errorf("%s: %w", c.Name, err)
+		}
 	}
 	if supervisor != nil {
 		if _, err := supervisor.Wait(supervisorLimit); err != nil {
 			return err
 		}
+	}
+	if over {
+		return m.Settle(c.ID)
 	}
 	return finish(m, c.ID, c.PID, 128+int(sent))
 }
