@@ -143,12 +143,15 @@ static __always_inline int aim_uplink(struct flow *f, const struct route *r, con
 	return 0;
 }
 
-static __noinline bool may_open(__u32 owner)
+/* May a flow that counts in owner's quota begin? own: it is its own. What others open stays half-open
+ * beyond the quota (flow_promote): the world is not to decide who reaches a server, or what the server
+ * may ask. A quota of 0 stops all, while an upgrade moves the tables. */
+static __noinline bool may_open(__u32 owner, bool own)
 {
 	struct endpoint *e = bpf_map_lookup_elem(&endpoints, &owner);
 	struct config *c = config();
 
-	return e && c && quota_left(e, c);
+	return e && c && c->quota && (!own || quota_left(e, c));
 }
 
 static __always_inline bool child(__u32 id)
@@ -177,9 +180,7 @@ __noinline int enter(struct scratch *s, __u32 owner)
 		return REASON_ERROR;
 	f = &same->flow;
 	r = &same->reply;
-	/* What others open stays half-open then (flow_promote): the world is not to decide who
-	 * reaches a server, or what the server may ask. */
-	if (!(f->flags & FLOW_OPTIONAL) && owner && s->endpoint && !may_open(owner))
+	if (!(f->flags & FLOW_OPTIONAL) && owner && !may_open(owner, s->endpoint))
 		return REASON_QUOTA;
 	f->packets = 1;
 	f->bytes = s->packet.len + s->packet.l2;

@@ -204,7 +204,7 @@ func TestB2(t *testing.T) {
 			c.ephemeral(41000, 41999) // for the clients
 			c.answers(c.Host, at(v.addr, 40002), "srv", "")
 			if v.addr == "127.0.0.1" {
-				c.publish(s, "9090:80")
+				c.publish(s, "9090:80", "9090:80/udp")
 				c.silent(c.Client, at(lab.HostIPv4, 40002), works(c.Client, at(lab.HostIPv4, 9090)))
 			}
 			c.ephemeral(40000, 40003)

@@ -456,6 +456,10 @@ func TestFlowQuota(t *testing.T) {
 		over.in("A", 102, 502)
 		require.True(t, over.request().established)
 		w.say(epS, out, handed().any())
+		// None at all: what an upgrade sets while it moves the tables.
+		w.configure(func(c *loader.BPFConfig) { c.Quota = 0 })
+		w.arrive(w.dialog(six, tcp, 47300).asks("S", 100, 0), refused(loader.BPFReasonREASON_QUOTA))
+		over.in("A", 102, 502)
 	})
 }
 

@@ -107,7 +107,8 @@ func (w *work) isChild(slot uint32) bool { return w.Endpoints[slot] != nil && w.
 // somebody has it.
 func (w *work) enter(owner uint32) loader.BPFReason {
 	f, r := w.flow, w.rev
-	if e := w.Endpoints[owner]; f.Flags&optional == 0 && owner != 0 && w.endpoint != 0 && (e == nil || e.Flows >= int(w.Settings.Quota)) {
+	if limit, e := int(w.Settings.Quota), w.Endpoints[owner]; f.Flags&optional == 0 && owner != 0 &&
+		(e == nil || limit == 0 || w.endpoint != 0 && e.Flows >= limit) {
 		return quota
 	}
 	f.Owner, r.Owner, r.Rule = owner, owner, f.Rule
