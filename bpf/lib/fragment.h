@@ -114,6 +114,7 @@ __noinline int later_fragment(struct __sk_buff *skb, struct scratch *s, int earl
 	struct datagram *d;
 	struct packet *p;
 	struct flow *f;
+	enum parking parking;
 	__u32 state;
 	int err;
 
@@ -125,7 +126,8 @@ __noinline int later_fragment(struct __sk_buff *skb, struct scratch *s, int earl
 		return MISS;
 	d = datagram(a);
 	if (!d || d->state == DATAGRAM_EARLY || d->state == DATAGRAM_UNFIT) {
-		if (!park(skb, a, p)) {
+		parking = park(skb, a, p);
+		if (parking == PARK_CANNOT) {
 			if (early == DROP)
 				drop(skb, REASON_FRAGMENT);
 			return early;
@@ -135,6 +137,12 @@ __noinline int later_fragment(struct __sk_buff *skb, struct scratch *s, int earl
 		state = d ? __sync_val_compare_and_swap(&d->state, DATAGRAM_EARLY, DATAGRAM_EARLY) : DATAGRAM_EARLY;
 		if (!d || state == DATAGRAM_EARLY || state == DATAGRAM_UNFIT)
 			return early;
+		/* Or it has. Else this one comes again, behind it, when it has been entered. */
+		if (parking == PARK_KEPT) {
+			if (unpark(a))
+				bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
+			return early;
+		}
 	}
 	if (d->state == DATAGRAM_HOST) {
 		if (record(d, p) == RECORDED_LAST)

@@ -17,33 +17,46 @@ static __always_inline __u32 parked_len(__u32 len)
 	return ((len - 1) & (PARKED_BYTES - 1)) + 1;
 }
 
-/* Keeps the packet until the first fragment of its datagram comes. False: it cannot. */
-static __noinline bool park(struct __sk_buff *skb, struct assembly *a, const struct packet *p)
+enum parking {
+	PARK_CANNOT = 0,
+	PARK_KEPT,
+	PARK_TOO_LATE,			/* the first came meanwhile, on another CPU */
+};
+
+/* Keeps the packet until the first fragment of its datagram comes. */
+static __noinline enum parking park(struct __sk_buff *skb, struct assembly *a, const struct packet *p)
 {
 	struct datagram *d = datagram(a);
 	__u32 len = p->len;
 
 	if (!can_park(len) || bpf_skb_load_bytes(skb, p->l2, a->parked.bytes, parked_len(len)))
-		return false;
+		return PARK_CANNOT;
 	if (!d) {
 		__builtin_memset(&a->datagram, 0, sizeof(a->datagram));
 		a->datagram.tick = now();
 		bpf_map_update_elem(&datagrams, &a->key.datagram, &a->datagram, BPF_NOEXIST);
 		d = datagram(a);
 		if (!d)
-			return false;
+			return PARK_CANNOT;
 	}
 	if (d->state != DATAGRAM_EARLY)
-		return d->state != DATAGRAM_UNFIT; /* the first came meanwhile, on another CPU */
+		return d->state != DATAGRAM_UNFIT ? PARK_TOO_LATE : PARK_CANNOT;
 	if (record(d, p) == RECORDED_NEVER) {
 		d->state = DATAGRAM_UNFIT;
-		return false;
+		return PARK_CANNOT;
 	}
 	a->parked.len = len;
 	if (bpf_map_update_elem(&parked_fragments, &a->key, &a->parked, BPF_ANY))
-		return false;
+		return PARK_CANNOT;
 	count(COUNTER_FRAGMENT_PARKED);
-	return true;
+	return PARK_KEPT;
+}
+
+/* Who takes a parked fragment out sends it, and nobody else: a second one would wait with its
+ * receiver for a first one of its own, and join that of the next datagram with this identification. */
+static __always_inline bool unpark(const struct assembly *a)
+{
+	return !bpf_map_delete_elem(&parked_fragments, &a->key);
 }
 
 /* Overwrites the packet from the IP header on. The link-layer header is not of its checksum. */
@@ -71,9 +84,8 @@ static long replay_one(__u32 i, struct replay *r)
 		return 1;
 	r->a->key.start = r->d->pieces[i].start;
 	parked = bpf_map_lookup_elem(&parked_fragments, &r->a->key);
-	if (parked && !overwrite(r->skb, r->l2, parked))
+	if (parked && !overwrite(r->skb, r->l2, parked) && unpark(r->a))
 		bpf_clone_redirect(r->skb, r->skb->ifindex, BPF_F_INGRESS);
-	bpf_map_delete_elem(&parked_fragments, &r->a->key);
 	return 0;
 }
 

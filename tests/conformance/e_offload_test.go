@@ -261,9 +261,14 @@ func times64(promised, reduced string) string {
 	return reduced
 }
 
-// sumErrors is how many packets with a wrong checksum the namespaces have received, of any protocol (what
-// nstat shows as InCsumErrors).
-func sumErrors(t testing.TB, list ...*netns.NS) (total int) {
+// sumErrors is how many packets with a wrong checksum the namespaces have received, of any protocol.
+func sumErrors(t testing.TB, list ...*netns.NS) int {
+	t.Helper()
+	return counted(t, "InCsumErrors", list...)
+}
+
+// counted is what the namespaces' stacks count by a name of nstat's, for any protocol.
+func counted(t testing.TB, counter string, list ...*netns.NS) (total int) {
 	t.Helper()
 	for _, ns := range list {
 		var four, six []byte
@@ -277,7 +282,7 @@ func sumErrors(t testing.TB, list ...*netns.NS) (total int) {
 		for i := 0; i+1 < len(lines); i += 2 { // names, values
 			values := strings.Fields(lines[i+1])
 			for j, name := range strings.Fields(lines[i]) {
-				if name == "InCsumErrors" {
+				if name == counter {
 					n, err := strconv.Atoi(values[j])
 					require.NoError(t, err)
 					total += n
@@ -285,7 +290,7 @@ func sumErrors(t testing.TB, list ...*netns.NS) (total int) {
 			}
 		}
 		for line := range strings.Lines(string(six)) {
-			if f := strings.Fields(line); strings.HasSuffix(f[0], "InCsumErrors") {
+			if f := strings.Fields(line); strings.HasSuffix(f[0], counter) {
 				n, err := strconv.Atoi(f[1])
 				require.NoError(t, err)
 				total += n
