@@ -271,8 +271,13 @@ func (o *op) raiseNetwork(n *Network) error {
 	if n.ForeignBridge {
 		o.undo.add("bridge "+n.Bridge, func() error { return added.TakeBack(ns, n.Bridge) })
 	}
-	if len(added.Addrs) > 0 {
-		n.Added = append(n.Added, added.Addrs...)
+	known := len(n.Added)
+	for _, p := range added.Addrs {
+		if !slices.Contains(n.Added, p) { // it may have lost one that it had from us
+			n.Added = append(n.Added, p)
+		}
+	}
+	if len(n.Added) > known {
 		if err := o.putNetwork(n); err != nil {
 			return err
 		}

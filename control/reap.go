@@ -22,7 +22,8 @@ func (o *op) reap(id string) (bool, error) {
 	return true, o.finishUnseen(c)
 }
 
-// Settle records the end of a container's command of which nobody has told.
+// Settle records the end of a container's command of which nobody has told, and takes its
+// network down; one that runs, or whose end is recorded, is left alone. ErrNotFound.
 func (m *Manager) Settle(id string) error {
 	return m.change(notFound("No such container: %s", id), func(o *op) error {
 		_, err := o.reap(id)
